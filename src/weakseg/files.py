@@ -1,0 +1,99 @@
+"""Reading and writing small files so that a killed run leaves no half file and a strange file runs no code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from weakseg.errors import WeaksegError
+
+TEMPORARY_SUFFIX = ".writing"
+MAX_JSON_BYTES = 2 * 1024**3
+MAX_ARRAY_BYTES = 4 * 1024**3
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it takes `path`'s name, on any failure it is removed.
+
+    Parent folders are made. A full disk or a missing permission becomes a `WeaksegError` that names the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_error(path: Path, error: OSError) -> WeaksegError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WeaksegError(
+            f"The disk is full: {path} could not be written and was left as it was. "
+            "Free some space and run the same command again; finished work is kept."
+        )
+    return WeaksegError(f"{path} could not be written: {error.strerror or error}.")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically; NaN is refused (the format has none)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `WeaksegError` naming file, line and column where it is not JSON."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeaksegError(f"{path} is larger than {MAX_JSON_BYTES >> 30} GiB; this is no file of ours.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeaksegError(f"{path} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        raise WeaksegError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = True) -> None:
+    """Write named arrays atomically. The bytes depend on the arrays alone."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an `.npz` file; never unpickles, refuses archives that unpack to more than 4 GiB."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MAX_ARRAY_BYTES:
+                raise WeaksegError(f"{path} unpacks to more than {MAX_ARRAY_BYTES >> 30} GiB; refused.")
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except FileNotFoundError:
+        raise WeaksegError(f"{path} does not exist.") from None
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
+        raise WeaksegError(f"{path} is not a readable array file ({error}). Delete it and run again.") from None

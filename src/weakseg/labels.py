@@ -1,0 +1,128 @@
+"""The vocabulary of labels: classes, void, and the four kinds of weak label.
+
+Label values are the same everywhere in memory and in the files that weakseg writes: 0 is background, 1 … C
+are the classes in the order of their names, 255 is void (pixels that nobody judges). Data sets whose files use
+other numbers are translated when they are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from weakseg.errors import WeaksegError
+
+BACKGROUND = 0
+VOID = 255
+MAX_CLASSES = VOID - 1
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The foreground classes of a data set, in order; the class at index k has label k + 1.
+
+    Raises `WeaksegError` for an empty list, an empty, reserved or repeated name, or more than 254 classes.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, names: Iterable[str]) -> None:
+        object.__setattr__(self, "names", tuple(names))
+        if not self.names:
+            raise WeaksegError("A data set needs at least one class besides the background; none was given.")
+        if len(self.names) > MAX_CLASSES:
+            raise WeaksegError(f"{len(self.names)} classes were given; masks of 8 bits hold at most {MAX_CLASSES}.")
+        for name in self.names:
+            if not name.strip():
+                raise WeaksegError("A class name is empty.")
+            if name in ("background", "void"):
+                raise WeaksegError(
+                    f'"{name}" is reserved: background (0) and void (255) are always there. List the other classes.'
+                )
+            if self.names.count(name) > 1:
+                raise WeaksegError(f'The class "{name}" is listed twice.')
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def label(self, name: str) -> int:
+        """The label (1 … C) of a class name; an unknown name raises with the nearest known one."""
+        if name in self.names:
+            return self.names.index(name) + 1
+        near = difflib.get_close_matches(name, self.names, n=1)
+        hint = f' Did you mean "{near[0]}"?' if near else ""
+        raise WeaksegError(f'Unknown class "{name}".{hint} The classes are: {", ".join(self.names)}.')
+
+    def name(self, label: int) -> str:
+        """The name of a label: 0 is "background", 255 "void", k the k-th class."""
+        if label == BACKGROUND:
+            return "background"
+        return "void" if label == VOID else self.names[label - 1]
+
+
+@dataclass(frozen=True)
+class Box:
+    """All pixels of one object lie in columns x0 … x1 - 1 and rows y0 … y1 - 1 (pixels, half-open)."""
+
+    label: int
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """The pixel at column x, row y has this label (0 marks background)."""
+
+    label: int
+    x: int
+    y: int
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """The pixels along a polyline of (x, y) vertices have this label (0 marks background)."""
+
+    label: int
+    points: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class WeakLabels:
+    """What is known of one image without a mask. Tags are labels 1 … C; `None` where nobody tagged the image,
+    which is not the same as an empty set (an image without any object)."""
+
+    tags: frozenset[int] | None = None
+    boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
+    scribbles: tuple[Scribble, ...] = ()
+
+    def present(self) -> frozenset[int]:
+        """The labels (1 … C) that occur in the image according to any of its labels, in one set."""
+        spatial: Sequence[Box | Point | Scribble] = (*self.boxes, *self.points, *self.scribbles)
+        named = {item.label for item in spatial if item.label != BACKGROUND}
+        return frozenset(named) | (self.tags or frozenset())
+
+    @property
+    def known(self) -> bool:
+        """Whether anything at all is known of the image."""
+        return self.tags is not None or bool(self.boxes or self.points or self.scribbles)
+
+
+def tags_of(labels: Iterable[int]) -> frozenset[int]:
+    """The tags that a set of mask values implies: background and void dropped."""
+    return frozenset(int(v) for v in labels) - {BACKGROUND, VOID}
+
+
+def palette(entries: int = 256) -> list[int]:
+    """The PASCAL VOC colours as a flat list of R, G, B values: label bits spread over the three channels."""
+    colours = []
+    for label in range(entries):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+        colours += rgb
+    return colours
