@@ -1,0 +1,57 @@
+"""What every reader returns: a `Dataset` of `Sample`s, grouped in splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from weakseg.errors import WeaksegError
+from weakseg.labels import Classes, WeakLabels
+
+
+class MaskSource(Protocol):
+    """Where the ground truth of one image comes from: a PNG, polygons of an annotation file, …"""
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """The label map (H, W): 0 background, 1 … C classes, 255 void."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short text that changes when the ground truth changes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known of it.
+
+    `name` is unique in the data set and is used as the file name of everything a run writes for this image
+    (it may contain spaces, any script, and `/` for sub-folders, but never leaves the folder).
+    """
+
+    name: str
+    image: Path
+    labels: WeakLabels = field(default_factory=WeakLabels)
+    mask: MaskSource | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images of one set of classes. `splits` maps a split's name to its samples; a sample may be in several."""
+
+    root: Path
+    format: str
+    classes: Classes
+    splits: Mapping[str, Sequence[Sample]]
+
+    def split(self, name: str) -> Sequence[Sample]:
+        """The samples of a split; an unknown name raises with the names there are."""
+        if name not in self.splits:
+            known = ", ".join(f"{split} ({len(samples)} images)" for split, samples in self.splits.items())
+            raise WeaksegError(f'{self.root} has no split "{name}". It has: {known or "none"}.')
+        return self.splits[name]

@@ -1,0 +1,36 @@
+"""Access to the reference vectors, which live outside the repository."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+class Parity:
+    """`parity("folder/name")` loads one file of vectors; `parity.fill` is the filler of weights."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        spec = importlib.util.spec_from_file_location("parity_fill", root / "fill.py")
+        assert spec is not None
+        assert spec.loader is not None
+        self.fill: ModuleType = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.fill)
+
+    def __call__(self, name: str) -> dict[str, np.ndarray]:
+        with np.load(self.root / f"{name}.npz", allow_pickle=False) as vectors:
+            return dict(vectors)
+
+
+@pytest.fixture(scope="session")
+def parity() -> Parity:
+    root = SHARED / "parity"
+    if not root.is_dir():
+        pytest.skip(f"reference vectors not found: {root} is missing")
+    return Parity(root)
