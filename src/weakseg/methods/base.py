@@ -1,0 +1,82 @@
+"""What a method offers to the rest of the library, and how its file is found by name.
+
+A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>` or
+`SEGMENTER = <class>`. Nothing else has to be registered anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from weakseg.errors import WeaksegError
+
+Kind = Literal["LOCALISER", "SEGMENTER"]
+Batch = Mapping[str, Tensor]
+
+
+class Settings(BaseModel):
+    """Base of every typed group of settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Trainable(Protocol):
+    """What the training loop knows of a network. Implementations are `nn.Module`s."""
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars; their sum is minimised."""
+        ...
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for SGD: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
+        ...
+
+
+class Localiser(Trainable, Protocol):
+    """Trained from batches of `image` (N, 3, H, W) float32 and `tags` (N, C) float32 of 0 and 1."""
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any, num_classes: int) -> None: ...
+
+    def activation_maps(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to non-negative maps (N, C, h, w), not yet normalised."""
+        ...
+
+
+class Segmenter(Trainable, Protocol):
+    """Trained from batches of `image` (N, 3, H, W) float32 and `labels` (N, H, W) uint8, 255 void."""
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any, num_classes: int) -> None: ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w), background first."""
+        ...
+
+
+def methods(kind: Kind) -> dict[str, type[Any]]:
+    """All methods of one kind by name."""
+    import weakseg.methods as package
+
+    found = {}
+    for module_info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"weakseg.methods.{module_info.name}")
+        if hasattr(module, kind):
+            found[module_info.name] = getattr(module, kind)
+    return found
+
+
+def find_method(kind: Kind, name: str) -> type[Any]:
+    """The class of a method; an unknown name raises with the names there are."""
+    known = methods(kind)
+    if name not in known:
+        raise WeaksegError(f'There is no {kind.lower()} "{name}". There are: {", ".join(sorted(known))}.')
+    return known[name]

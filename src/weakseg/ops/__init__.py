@@ -1,0 +1,1 @@
+"""Numerical algorithms without learning: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Recipes (typed settings), runs (folders with manifests) and stages."""
