@@ -76,7 +76,9 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except json.JSONDecodeError as error:
-        raise WeaksegError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+        raise WeaksegError(
+            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
+        ) from None
 
 
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = True) -> None:
@@ -96,4 +98,6 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
-        raise WeaksegError(f"{path} is not a readable array file ({error}). Delete it and run again.") from None
+        raise WeaksegError(
+            f"{path} is not a readable array file ({error}). Delete it and run again."
+        ) from None
