@@ -31,7 +31,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _write_error(path, error) from error
@@ -98,6 +98,4 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
-        raise WeaksegError(
-            f"{path} is not a readable array file ({error}). Delete it and run again."
-        ) from None
+        raise WeaksegError(f"{path} is not a readable array file ({error}). Delete it and run again.") from None

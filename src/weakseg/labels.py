@@ -32,9 +32,7 @@ class Classes:
         if not self.names:
             raise WeaksegError("A data set needs at least one class besides the background; none was given.")
         if len(self.names) > MAX_CLASSES:
-            raise WeaksegError(
-                f"{len(self.names)} classes were given; masks of 8 bits hold at most {MAX_CLASSES}."
-            )
+            raise WeaksegError(f"{len(self.names)} classes were given; masks of 8 bits hold at most {MAX_CLASSES}.")
         for name in self.names:
             if not name.strip():
                 raise WeaksegError("A class name is empty.")
