@@ -11,19 +11,15 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from weakseg.errors import WeaksegError
+from weakseg.settings import Settings
+
+__all__ = ["Batch", "Kind", "Localiser", "Segmenter", "Settings", "Trainable", "find_method", "methods"]
 
 Kind = Literal["LOCALISER", "SEGMENTER"]
 Batch = Mapping[str, Tensor]
-
-
-class Settings(BaseModel):
-    """Base of every typed group of settings: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Trainable(Protocol):

@@ -1,0 +1,96 @@
+"""Sharing work: over the ranks of a `torchrun` job, and over threads inside one process.
+
+All functions also work in a plain, single process: it is rank 0 of 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def rank() -> int:
+    """The number of this process among all of the job, 0 … world_size() - 1."""
+    return distributed.get_rank() if _running() else 0
+
+
+def world_size() -> int:
+    """How many processes work on this job."""
+    return distributed.get_world_size() if _running() else 1
+
+
+def _running() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if _running():
+        distributed.barrier()
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of the work: every world_size()-th item, beginning at its rank."""
+    return items[rank() :: world_size()]
+
+
+def sum_over_ranks(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The element-wise sum of every process's counts; all processes must call it with the same shape."""
+    if not _running():
+        return array
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.as_tensor(array, device=device)
+    distributed.all_reduce(total)
+    return total.cpu().numpy()
+
+
+def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count` with the count of all processes, scaled so that averaging gradients gives the global mean.
+
+    A data-parallel average of per-process means is wrong where processes hold different numbers of valid pixels.
+    Nothing valid anywhere gives 0, not NaN.
+    """
+    if not _running():
+        return total / count.clamp(min=1)
+    everywhere = count.detach().clone()
+    distributed.all_reduce(everywhere)
+    return total * world_size() / everywhere.clamp(min=1)
+
+
+def cpu_threads() -> int:
+    """The CPU cores this process may use for itself: those granted, divided by the processes on this machine."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, granted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def threaded(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """`map` over threads, in order, with a bounded number of results under way.
+
+    Worth it for functions that release the interpreter lock: decoding, compressing, compiled kernels.
+    """
+    threads = threads or cpu_threads()
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
