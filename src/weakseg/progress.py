@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from weakseg import parallel
 
@@ -60,13 +61,13 @@ class Progress:
             return
         self.last_line = time.monotonic()
         parts = [f"{self.title}: {self.done}/{self.total} {self.unit}", f"{self.rate:.1f} {self.unit}/s", self.values]
-        if 0 < self.rate and self.done < self.total:
+        if self.rate > 0 and self.done < self.total:
             left = int((self.total - self.done) / self.rate)
             parts.append(f"{left // 60}:{left % 60:02d} left")
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
-def _terminal_bar(title: str, total: int, unit: str, done: int):  # type: ignore[no-untyped-def]
+def _terminal_bar(title: str, total: int, unit: str, done: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -1,0 +1,82 @@
+"""Model folders: `config.json` says what the network is, `model.safetensors` holds its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from weakseg import __version__
+from weakseg.errors import WeaksegError
+from weakseg.files import read_json, write_bytes, write_json
+from weakseg.labels import Classes
+from weakseg.methods.base import Kind, find_method
+from weakseg.settings import Settings, validate
+
+FORMAT = 1
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with all that is needed to use it. `inference` are the settings it was evaluated with."""
+
+    kind: Kind
+    method: str
+    settings: Settings
+    classes: Classes
+    network: nn.Module
+    inference: Mapping[str, Any]
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write a model folder; the configuration comes last, so a folder that has one is complete."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    write_bytes(folder / WEIGHTS_NAME, save(tensors))
+    write_json(
+        folder / CONFIG_NAME,
+        {
+            "format": FORMAT,
+            "weakseg": __version__,
+            "kind": model.kind.lower(),
+            "method": model.method,
+            "settings": model.settings.model_dump(mode="json"),
+            "classes": list(model.classes.names),
+            "inference": dict(model.inference),
+        },
+    )
+
+
+def load_model(folder: Path) -> Model:
+    """Read a model folder. The network is on the CPU, in evaluation mode.
+
+    Raises `WeaksegError` where the folder is none of ours, comes from a newer version or does not fit its weights.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise WeaksegError(f"{folder} is no model folder: it has no {CONFIG_NAME}.")
+    config = read_json(folder / CONFIG_NAME)
+    try:
+        if config["format"] > FORMAT:
+            raise WeaksegError(f"{folder} was written by weakseg {config['weakseg']}, which is newer than this one.")
+        kind: Kind = "LOCALISER" if config["kind"] == "localiser" else "SEGMENTER"
+        name, classes = config["method"], Classes(config["classes"])
+        raw, inference = dict(config["settings"]), dict(config["inference"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error}).") from None
+    method = find_method(kind, name)
+    settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
+    network = method(settings, len(classes), pretrained=False)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except FileNotFoundError:
+        raise WeaksegError(f"{folder / WEIGHTS_NAME} does not exist.") from None
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise WeaksegError(f"{folder / WEIGHTS_NAME} does not hold the weights of {name}: {first}") from None
+    return Model(kind, name, settings, classes, network.eval(), inference)

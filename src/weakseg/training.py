@@ -1,0 +1,263 @@
+"""One training loop for all methods: precision, devices, processes, schedule, checkpoints, exact resume, log.
+
+A run that was killed goes on from its last checkpoint and ends with the same weights as one that was not: the
+order of images and their augmentation are functions of (seed, epoch, place), everything else random is seeded
+anew at every update, and the checkpoint holds weights, buffers and the optimiser's state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field, model_validator
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from weakseg import parallel
+from weakseg.data.loading import Batches, Order
+from weakseg.errors import WeaksegError
+from weakseg.files import write_bytes, write_text
+from weakseg.ops.schedule import poly_factor
+from weakseg.progress import Progress
+from weakseg.settings import Settings
+
+LOG_NAME = "train.jsonl"
+CHECKPOINT_NAME = "checkpoint.safetensors"
+
+
+class TrainSettings(Settings):
+    """How a network is trained: SGD with a poly schedule. Give either `epochs` or `steps`."""
+
+    epochs: float | None = Field(None, gt=0, description="passes over the training images")
+    steps: int | None = Field(None, gt=0, description="updates of the weights")
+    batch_size: int = Field(16, gt=0, description="images per update, over all processes and micro-batches")
+    accumulate: int = Field(1, gt=0, description="micro-batches per update")
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    power: float = Field(0.9, ge=0, description="of the poly schedule lr · (1 - step/steps)^power")
+    lr_every: int = Field(1, gt=0, description="updates between two changes of the learning rate")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps, not both and not neither")
+        return self
+
+    def total_steps(self, order: Order) -> int:
+        """The number of updates for a data set."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * order.steps_per_epoch))
+
+
+class RuntimeSettings(Settings):
+    """Where and how a run works, without influence on what comes out."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | Literal["auto"] = Field("auto", description="processes that load images; auto: none on a CPU")
+    checkpoint_minutes: float = Field(5.0, ge=0, description="time between two checkpoints")
+    checkpoint_steps: int | None = Field(None, gt=0, description="updates between two checkpoints, besides")
+
+    def loader_workers(self, device: torch.device) -> int:
+        """Worker processes of a data loader. On a CPU the network already uses every core."""
+        if self.workers != "auto":
+            return self.workers
+        return 0 if device.type == "cpu" else min(8, parallel.cpu_threads())
+
+
+def start(runtime: RuntimeSettings) -> Fabric:
+    """Take hold of the device and, under `torchrun`, of the other processes."""
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise WeaksegError("runtime.device is cuda, but this PyTorch sees no CUDA device. Use cpu or auto.")
+    accelerator = "cuda" if runtime.device != "cpu" and torch.cuda.is_available() else "cpu"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
+    distributed = "TORCHELASTIC_RUN_ID" in os.environ and processes * nodes > 1
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=processes,
+        num_nodes=nodes,
+        strategy="ddp" if distributed else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def train(
+    fabric: Fabric,
+    network: nn.Module,
+    images: Dataset[dict[str, Tensor]],
+    settings: TrainSettings,
+    runtime: RuntimeSettings,
+    *,
+    folder: Path,
+    seed: int,
+    title: str = "training",
+) -> None:
+    """Train `network` (see `methods.base.Trainable`) in place.
+
+    `folder` receives the log `train.jsonl` (one line per update: step, epoch, loss and its terms, lr, images_per_s)
+    and checkpoints, from which the same call goes on. The network ends on the CPU or GPU where it was trained.
+
+    Raises `WeaksegError` if the loss stops being finite.
+    """
+    assert isinstance(images, Sized)
+    order = Order(len(images), settings.batch_size, seed)
+    steps = settings.total_steps(order)
+    network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD(
+        network.param_groups(settings.lr),  # type: ignore[operator]
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    checkpoint = folder / CHECKPOINT_NAME
+    done = load_checkpoint(checkpoint, network, optimiser) if checkpoint.exists() else 0
+    log = _Log(folder / LOG_NAME, done)
+    network.train()
+    module, fabric_optimiser = fabric.setup(network, optimiser)
+    module.mark_forward_method("losses")
+    batches = iter(
+        DataLoader(
+            images,
+            batch_sampler=Batches(
+                order,
+                done,
+                steps,
+                accumulate=settings.accumulate,
+                rank=parallel.rank(),
+                world=parallel.world_size(),
+            ),
+            num_workers=runtime.loader_workers(fabric.device),
+            pin_memory=fabric.device.type == "cuda",
+        )
+    )
+    saved_at = time.monotonic()
+    autocast = settings.precision == "bf16"
+    with log, Progress(title, steps * settings.batch_size, done=done * settings.batch_size) as progress:
+        for step in range(done, steps):
+            factor = poly_factor(step, steps, settings.power, settings.lr_every)
+            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            # Dropout and the like: a function of the update and the process, so a resumed run draws the same.
+            torch.manual_seed((seed * 1_000_003 + step) * 4096 + parallel.rank())
+            optimiser.zero_grad(set_to_none=True)
+            terms: dict[str, Tensor] = {}
+            for part in range(settings.accumulate):
+                batch = _to_device(next(batches), fabric.device)
+                with (
+                    fabric.no_backward_sync(module, enabled=part < settings.accumulate - 1),
+                    torch.autocast(fabric.device.type, torch.bfloat16, enabled=autocast),
+                ):
+                    losses = module.losses(batch)
+                    total = torch.stack(list(losses.values())).sum() / settings.accumulate
+                fabric.backward(total)
+                for name, value in losses.items():
+                    terms[name] = terms.get(name, 0) + value.detach() / settings.accumulate
+            if settings.clip_norm is not None:
+                fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip_norm)
+            fabric_optimiser.step()
+            values = _finite_means(fabric, terms, step, title)
+            progress.advance(settings.batch_size, loss=values["loss"])
+            epoch = step / order.steps_per_epoch
+            log.write(step=step + 1, epoch=round(epoch, 4), **values, lr=optimiser.param_groups[0]["lr"],
+                      images_per_s=round(progress.rate, 2))  # fmt: skip
+            steps_due = runtime.checkpoint_steps and (step + 1) % runtime.checkpoint_steps == 0
+            minutes_due = time.monotonic() - saved_at > 60 * runtime.checkpoint_minutes
+            if (steps_due or minutes_due) and step + 1 < steps:
+                if parallel.rank() == 0:
+                    save_checkpoint(checkpoint, network, optimiser, step + 1)
+                saved_at = time.monotonic()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+    return moved
+
+
+def _finite_means(fabric: Fabric, terms: dict[str, Tensor], step: int, title: str) -> dict[str, float]:
+    """The loss and its terms, averaged over processes."""
+    stacked = torch.stack(list(terms.values())).float()
+    if parallel.world_size() > 1:
+        stacked = fabric.all_reduce(stacked, reduce_op="mean")  # type: ignore[assignment]
+    values = dict(zip(terms, stacked.tolist(), strict=True))
+    loss = sum(values.values())
+    if not torch.isfinite(stacked).all():
+        raise WeaksegError(
+            f"{title}: the loss became {loss} at update {step + 1}. "
+            "Lower the learning rate (train.lr) or limit the gradient (train.clip_norm=1)."
+        )
+    return {"loss": loss} if len(values) == 1 else {"loss": loss, **values}
+
+
+class _Log:
+    """The lines of `train.jsonl`; on resume, lines after the checkpoint are dropped since they come again."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self.path, self.active = path, parallel.rank() == 0
+        if not self.active:
+            return
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= done] if done else []
+        write_text(path, "".join(kept))
+
+    def __enter__(self) -> _Log:
+        if self.active:
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self.file.close()
+
+    def write(self, **values: Any) -> None:
+        if self.active:
+            self.file.write(json.dumps(values) + "\n")
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def save_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Write weights, buffers and the optimiser's state after `step` updates; atomic."""
+    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).contiguous()
+    write_bytes(path, save(tensors, metadata={"step": str(step)}))
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Read a checkpoint into network and optimiser; returns the number of updates done."""
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return step
