@@ -1,0 +1,210 @@
+"""Joint augmentation of an image and its label map, in the two ways of the papers.
+
+`irnet`     (Ahn, Cho, Kwak, CVPR 2019): Pillow's bicubic filter on 8-bit images, sizes rounded to the nearest
+            integer (half to even), an image smaller than the crop is placed at random in it.
+`deeplab`   (Chen et al., TPAMI 2018): bilinear without antialiasing in float, sizes rounded down, an image
+            smaller than the crop is placed in the upper left corner.
+
+Label maps are always resized with `resize_labels`. What the image does not cover is the mean colour (0 after
+normalisation) and void.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
+from weakseg.ops.resize import resize_labels
+from weakseg.settings import Settings
+
+Style = Literal["irnet", "deeplab"]
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+Array: TypeAlias = npt.NDArray[Any]
+Image: TypeAlias = npt.NDArray[np.uint8]
+FloatImage: TypeAlias = npt.NDArray[np.float32]
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Crop(NamedTuple):
+    """A square crop: `height` × `width` pixels from (`top`, `left`) of the image come to (`crop_top`, `crop_left`)
+    of the crop; the rest of the crop lies outside the image."""
+
+    size: int
+    top: int
+    left: int
+    crop_top: int
+    crop_left: int
+    height: int
+    width: int
+
+
+def _uniform_range(value: Any) -> Any:
+    """A pair in ascending order."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] > value[1]:
+        raise ValueError("the lower end of the range comes first")
+    return value
+
+
+def _several(value: Any) -> Any:
+    """One number stands for a list of one."""
+    return (value,) if isinstance(value, int | float) else value
+
+
+Range = BeforeValidator(_uniform_range)
+
+
+class Augmentation(Settings):
+    """Random size, place and mirroring for training; see the module's docstring for the two styles.
+
+    The longer side is first brought to an integer drawn uniformly from `resize_long` = (lowest, highest), both
+    included; then the sizes are multiplied by a factor drawn uniformly from the range `scale_range` or from the
+    list `scale_choices` (`null` for either: not done). The image is resampled once. A square of side `crop` is cut
+    at a random place and, if `mirror`, turned left to right with probability one half.
+    """
+
+    style: Style = "irnet"
+    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Range] | None = None
+    scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Range] | None = None
+    scale_choices: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_several), Field(min_length=1)] | None = None
+    crop: PositiveInt = 321
+    mirror: bool = True
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Augmentation:
+        if self.scale_range and self.scale_choices:
+            raise ValueError("set scale_range or scale_choices, not both")
+        return self
+
+    def __call__(self, image: Image, labels: Image | None, rng: np.random.Generator) -> tuple[FloatImage, Image | None]:
+        """One random view: the normalised image (3, crop, crop) and its label map (crop, crop), if given.
+
+        `image` is uint8 (H, W, 3), `labels` uint8 (H, W). Numbers are drawn from `rng` in this order: longer side,
+        scale, horizontal place, vertical place, mirroring; what is switched off draws nothing.
+        Raises `WeaksegError` where image and label map differ in size.
+        """
+        if labels is not None and labels.shape != image.shape[:2]:
+            raise WeaksegError(
+                f"A label map of {labels.shape[1]}×{labels.shape[0]} pixels was given "
+                f"for an image of {image.shape[1]}×{image.shape[0]}; their sizes must be equal."
+            )
+        size = self._draw_size((image.shape[0], image.shape[1]), rng)
+        place = random_crop(size, self.crop, self.style, rng)
+        mirrored = self.mirror and rng.random() < 0.5
+
+        view = normalised_crop(resize_image(image, size, self.style), place)
+        if mirrored:
+            view = mirror(view)
+        if labels is None:
+            return np.ascontiguousarray(view), None
+        label_view = crop(resize_labels(labels, size), place, VOID)
+        return np.ascontiguousarray(view), np.ascontiguousarray(mirror(label_view) if mirrored else label_view)
+
+    def _draw_size(self, size: Size, rng: np.random.Generator) -> Size:
+        if self.resize_long:
+            size = longer_side_size(size, int(rng.integers(*self.resize_long, endpoint=True)), self.style)
+        if self.scale_range:
+            size = scaled_size(size, rng.uniform(*self.scale_range), self.style)
+        if self.scale_choices:
+            size = scaled_size(size, self.scale_choices[rng.integers(len(self.scale_choices))], self.style)
+        return size
+
+
+def longer_side_size(size: Size, target: int, style: Style = "irnet") -> Size:
+    """`size` with its longer side brought to `target`, the other in proportion and at least 1."""
+    if style == "irnet":
+        return scaled_size(size, target / max(size), style)
+    height, width = (max(1, target * side // max(size)) for side in size)
+    return height, width
+
+
+def scaled_size(size: Size, factor: float, style: Style = "irnet") -> Size:
+    """`size` times `factor`, at least 1×1; rounded half to even (`irnet`) or down (`deeplab`)."""
+    rounded = round if style == "irnet" else int
+    height, width = (max(1, rounded(side * factor)) for side in size)
+    return height, width
+
+
+def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
+    """An image (H, W, 3) of uint8 resampled to `size`: uint8 (`irnet`) or float32 in [0, 255] (`deeplab`)."""
+    if image.shape[:2] == size:
+        return image
+    if style == "irnet":
+        from PIL import Image as pillow
+
+        return np.asarray(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BICUBIC))
+    import torch
+    from torch.nn import functional as F
+
+    channels_first = torch.tensor(image).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(channels_first, size=size, mode="bilinear", align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -> Crop:
+    """Where to cut a square from an image of `size`; horizontal place first, then vertical.
+
+    Along an axis where the image is larger than the crop, all places are equally likely. Where it is smaller, it
+    lies anywhere in the crop (`irnet`) or at its beginning (`deeplab`).
+    """
+    (left, crop_left), (top, crop_top) = (_random_place(length, side, style, rng) for length in reversed(size))
+    return Crop(side, top, left, crop_top, crop_left, min(size[0], side), min(size[1], side))
+
+
+def _random_place(length: int, side: int, style: Style, rng: np.random.Generator) -> tuple[int, int]:
+    """Where along one axis the common part begins: in the image, in the crop."""
+    if length > side:
+        return int(rng.integers(length - side, endpoint=True)), 0
+    return 0, int(rng.integers(side - length, endpoint=True)) if style == "irnet" else 0
+
+
+def top_left_crop(size: Size, side: int) -> Crop:
+    """The upper left square of an image of `size`, or the image in the upper left of the square."""
+    return Crop(side, 0, 0, 0, 0, min(size[0], side), min(size[1], side))
+
+
+def crop(array: Array, place: Crop, fill: npt.ArrayLike) -> Array:
+    """Cut `place` from a label map (H, W) or an image (H, W, channels), with `fill` outside."""
+    cut = np.empty((place.size, place.size, *array.shape[2:]), array.dtype)
+    cut[...] = fill
+    _inside(cut, place)[...] = _source(array, place)
+    return cut
+
+
+def normalised_crop(image: Array, place: Crop) -> FloatImage:
+    """Cut `place` from an image (H, W, 3) in [0, 255] and normalise it to (3, size, size) with 0 outside.
+
+    The same as cropping the normalised image, in a fraction of the time.
+    """
+    cut = np.zeros((3, place.size, place.size), np.float32)
+    inside = _inside(cut.transpose(1, 2, 0), place)
+    np.multiply(_source(image, place), 1 / (255 * IMAGENET_STD), out=inside)
+    inside -= IMAGENET_MEAN / IMAGENET_STD
+    return cut
+
+
+def _inside(cut: Array, place: Crop) -> Array:
+    """The part of a crop that the image covers."""
+    return cut[place.crop_top : place.crop_top + place.height, place.crop_left : place.crop_left + place.width]
+
+
+def _source(array: Array, place: Crop) -> Array:
+    """The part of an image that a crop shows."""
+    return array[place.top : place.top + place.height, place.left : place.left + place.width]
+
+
+def mirror(array: Array) -> Array:
+    """Left and right exchanged: the last axis reversed, of (3, H, W) or (H, W)."""
+    return array[..., ::-1]
+
+
+def normalise(image: Array) -> FloatImage:
+    """An image (..., 3) in [0, 255] with ImageNet's mean and standard deviation: float32 of the same shape."""
+    return (image * (1 / (255 * IMAGENET_STD)) - IMAGENET_MEAN / IMAGENET_STD).astype(np.float32, copy=False)

@@ -1,0 +1,51 @@
+"""Nearest-neighbour resizing of label maps that does not shift them.
+
+An output pixel takes the label of the source pixel that contains its centre. The default "nearest" of OpenCV and
+PyTorch takes the corner instead, which shifts the labels by up to half an output pixel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Labels = TypeVar("Labels", npt.NDArray[np.uint8], Tensor)
+
+
+@lru_cache(maxsize=4096)
+def nearest_indices(source: int, target: int) -> npt.NDArray[np.intp]:
+    """The source index of each of `target` output positions along an axis of `source` pixels.
+
+    Index i is floor(v_i) with v_0 = source / (2 target) and v_i = v_(i-1) + source / target in float64. The running
+    sum is what Pillow's nearest filter does; where a centre falls between two pixels its rounding decides.
+    """
+    step = source / target
+    centres = np.cumsum(np.concatenate([[0.5 * step], np.full(target - 1, step)]))
+    indices = centres.astype(np.intp)
+    indices.flags.writeable = False
+    return indices
+
+
+@lru_cache(maxsize=4096)
+def _nearest_indices_on(device: torch.device, source: int, target: int) -> Tensor:
+    return torch.tensor(nearest_indices(source, target), device=device)
+
+
+def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
+    """A label map or a batch of them, (..., H, W) of any type, resized to `size` = (height, width).
+
+    Takes and returns a NumPy array or a tensor, which stays on its device.
+    """
+    height, width = int(labels.shape[-2]), int(labels.shape[-1])
+    if (height, width) == tuple(size):
+        return labels
+    if isinstance(labels, Tensor):
+        rows = _nearest_indices_on(labels.device, height, size[0])
+        columns = _nearest_indices_on(labels.device, width, size[1])
+        return labels.index_select(-2, rows).index_select(-1, columns)
+    return labels[..., nearest_indices(height, size[0])[:, None], nearest_indices(width, size[1])]
