@@ -1,0 +1,108 @@
+"""CAM: a classifier of whole images that shows where it looks.
+
+Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative Localization", CVPR 2016
+(arXiv 1512.04150), in the form of IRNet (Ahn, Cho, Kwak, CVPR 2019, arXiv 1904.05044): its ResNet-50 at stride 16 with
+only the last two stages and the classifier trained.
+
+With features f(x) (D, h, w) of an image x and a 1×1 classifier w (C, D) without bias:
+
+    s_c = w_c · mean over h, w of f          score of class c             (Zhou et al., section 2)
+    L   = - mean over c of [ y_c log σ(s_c) + (1 - y_c) log(1 - σ(s_c)) ]
+    M_c = relu(w_c · f)                      activation map of class c
+
+The mean of w_c · f over the image is s_c, so a map shows which places speak for its class.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weakseg.errors import WeaksegError
+from weakseg.methods import base
+from weakseg.models.registry import BackboneSettings, build_backbone
+from weakseg.models.weights import read_state
+
+
+class CAM(nn.Module):
+    """A backbone, global average pooling and a linear classifier. `settings.backbone.frozen_stages` cuts the gradient.
+
+    `pretrained=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
+    """
+
+    class Settings(base.Settings):
+        """The classifier learns `head_lr_factor` times as fast as the backbone. Defaults are IRNet's."""
+
+        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3)
+        head_lr_factor: float = Field(10.0, gt=0)
+
+    def __init__(self, settings: Settings, num_classes: int, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.head_lr_factor = settings.head_lr_factor
+        self.backbone = build_backbone(settings.backbone, load_weights=pretrained)
+        self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to a score per class (N, C); its sigmoid is the class's probability."""
+        features = self.backbone(images)[-1]
+        return self.classifier(features.mean((2, 3), keepdim=True)).flatten(1)
+
+    def losses(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The multi-label soft-margin loss, mean over classes and images."""
+        return {"classification": F.multilabel_soft_margin_loss(self.scores(batch["image"]), batch["tags"])}
+
+    def activation_maps(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to maps ≥ 0 of all classes (N, C, h, w), not yet normalised."""
+        return F.relu(self.classifier(self.backbone(images)[-1]))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """What is not frozen of the backbone, and the classifier at `head_lr_factor` times the rate."""
+        return [
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
+            {"params": list(self.classifier.parameters()), "lr": lr * self.head_lr_factor},
+        ]
+
+
+# IRNet's file stores every tensor of the backbone three times: under `resnet50.` and under two lists of its parts.
+_IRNET_ALIASES = [
+    (re.compile(r"(?:stage1|backbone\.0)\.([014])\.(.*)"), {"0": "conv1.", "1": "bn1.", "4": "layer1."}),
+    (re.compile(r"stage([234])\.0\.(.*)"), {"2": "layer2.", "3": "layer3.", "4": "layer4."}),
+    (re.compile(r"backbone\.([123])\.0\.(.*)"), {"1": "layer2.", "2": "layer3.", "3": "layer4."}),
+]
+
+
+def read_irnet_cam(path: Path) -> dict[str, Tensor]:
+    """The state of a `CAM` with the backbone "resnet50" from a checkpoint of IRNet's CAM network.
+
+    Raises `WeaksegError` for names that such a file does not have, and for copies of one tensor that differ. What
+    is missing shows when the state is loaded.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in read_state(path).items():
+        own_name = _irnet_name(name)
+        if own_name is None:
+            raise WeaksegError(f"{path} is no checkpoint of IRNet's CAM network: it has a tensor {name}.")
+        if not torch.equal(state.setdefault(own_name, tensor), tensor):
+            raise WeaksegError(f"{path} contradicts itself: its copies of {own_name} differ ({name} is one of them).")
+    return state
+
+
+def _irnet_name(name: str) -> str | None:
+    """Our name of a tensor of IRNet's CAM file; None for a name that it does not have."""
+    if name in ("classifier.weight", "newly_added.0.weight"):
+        return "classifier.weight"
+    if name.startswith("resnet50."):
+        return "backbone." + name.removeprefix("resnet50.")
+    for pattern, parts in _IRNET_ALIASES:
+        if match := pattern.fullmatch(name):
+            return "backbone." + parts[match[1]] + match[2]
+    return None
+
+
+LOCALISER = CAM

@@ -1,0 +1,42 @@
+"""Fixed batch normalisation, and the initialisation that goes with it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that always uses its running statistics and never updates them, in training too.
+
+    Weakly supervised methods train with few images a step, from which no statistics can be estimated. The scale
+    and the shift stay trainable. The names of the state are those of `nn.BatchNorm2d`.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+def closing_norm(channels: int) -> FixedBatchNorm2d:
+    """The last normalisation of a residual branch, with scale 0, so that a new block starts as the identity.
+
+    Without statistics of the batch, a sum of many random residuals would grow from block to block. (Goyal et al.
+    2017, "Accurate, Large Minibatch SGD", section 5.1.)
+    """
+    norm = FixedBatchNorm2d(channels)
+    nn.init.zeros_(norm.weight)
+    return norm
+
+
+def initialise(network: nn.Module) -> None:
+    """Kaiming initialisation of all convolutions (He et al. 2015, eq. 10).
+
+    The mode is `fan_in`: fixed statistics do not rescale the signal, so the forward pass has to keep its variance.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,71 @@
+"""Backbones by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from weakseg.models.backbone import Backbone
+from weakseg.models.mobilenet import MobileNetV2
+from weakseg.models.resnet import resnet18, resnet50, resnet101
+from weakseg.models.weights import imagenet_weights, load_weights
+from weakseg.settings import Settings
+
+
+def _small(output_stride: int, dilated: bool) -> Backbone:
+    from weakseg.models.small import SmallResNet
+
+    return SmallResNet(output_stride=output_stride)
+
+
+BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "mobilenet_v2": MobileNetV2,
+    "small": _small,
+}
+
+
+class BackboneSettings(Settings):
+    """A backbone, the stride of its last stage, and what it starts from.
+
+    `weights` is "imagenet" (torchvision's, downloaded once), the path of a `.pth` or `.safetensors` file with
+    torchvision's names, or null for random weights. `dilated` says whether late stages that lose their stride
+    dilate their convolutions to keep the context these were trained for. The first `frozen_stages` of the five
+    stages do not learn.
+    """
+
+    name: str = "resnet50"
+    output_stride: Literal[8, 16, 32] = 16
+    dilated: bool = True
+    weights: str | None = "imagenet"
+    frozen_stages: int = Field(0, ge=0, le=5)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            near = difflib.get_close_matches(name, BACKBONES, n=1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise ValueError(f"There is no such backbone.{hint} The backbones are: {', '.join(BACKBONES)}")
+        return name
+
+
+def build_backbone(settings: BackboneSettings, load_weights: bool = True) -> Backbone:
+    """The backbone of `settings`, its first stages frozen. `load_weights=False` leaves it random, for a caller who
+    fills it from a checkpoint. Raises `WeaksegError` where weights cannot be had or do not fit."""
+    backbone = BACKBONES[settings.name](settings.output_stride, settings.dilated)
+    if load_weights and settings.weights is not None:
+        _load(backbone, settings.name, settings.weights)
+    backbone.freeze(settings.frozen_stages)
+    return backbone
+
+
+def _load(backbone: Backbone, name: str, weights: str) -> None:
+    path = imagenet_weights(name) if weights == "imagenet" else Path(weights).expanduser()
+    load_weights(backbone, path)
