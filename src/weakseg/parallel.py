@@ -55,6 +55,15 @@ def sum_over_ranks(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return total.cpu().numpy()
 
 
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of ranks; small values only (they travel by pickle inside the job)."""
+    if not _running():
+        return [value]
+    values: list[T] = [value] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
     """`total / count` with the count of all processes, scaled so that averaging gradients gives the global mean.
 

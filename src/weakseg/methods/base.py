@@ -3,7 +3,8 @@
 A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>` or
 `SEGMENTER = <class>`. Nothing else has to be registered anywhere.
 
-Their constructors take `pretrained=False` where the weights come from a file afterwards, so that none are loaded twice.
+Their constructors take `load_weights=False` where the weights come from a file afterwards, so that none are
+loaded twice.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ class Localiser(Trainable, Protocol):
 
     Settings: ClassVar[type[Settings]]
 
-    def __init__(self, settings: Any, num_classes: int, *, pretrained: bool = True) -> None: ...
+    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to the logits of the classes' presence (N, C)."""
+        ...
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to non-negative maps (N, C, h, w), not yet normalised."""
@@ -53,7 +58,7 @@ class Segmenter(Trainable, Protocol):
 
     Settings: ClassVar[type[Settings]]
 
-    def __init__(self, settings: Any, num_classes: int, *, pretrained: bool = True) -> None: ...
+    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
 
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w), background first."""

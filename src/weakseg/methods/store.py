@@ -71,7 +71,7 @@ def load_model(folder: Path) -> Model:
         raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error}).") from None
     method = find_method(kind, name)
     settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
-    network = method(settings, len(classes), pretrained=False)
+    network = method(settings, len(classes), load_weights=False)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except FileNotFoundError:

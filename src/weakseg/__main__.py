@@ -1,0 +1,5 @@
+"""`python -m weakseg`, and `torchrun -m weakseg`."""
+
+from weakseg.cli import main
+
+main()

@@ -1,0 +1,223 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from weakseg import __version__
+from weakseg.errors import WeaksegError
+
+app = typer.Typer(
+    name="weakseg",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Check, make, simulate and fetch data sets.")
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the data set (VOC, COCO or images/ + labels.csv).")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Format = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option("--format", help="Layout of the data set: voc, coco or folder. Default: recognised by what is there."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its text and status 1, never with a traceback."""
+    try:
+        app()
+    except WeaksegError as error:
+        sys.exit(f"Error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"Error: the disk is full{where}. Free some space and run the same command again; work is kept.")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.exit("Error: the GPU's memory is full. Make batch_size smaller, or accumulate=2 with the same batch_size.")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Cheap labels in, pixel masks and a trained segmenter out.
+
+    \b
+    Examples:
+      weakseg data make-toy toy
+      weakseg run toy --data toy --out runs/toy
+      weakseg predict runs/toy photos/ --out predicted
+    """
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `weakseg recipes`) or the path of a YAML file.")],
+    data: DataFolder,
+    out: OutFolder,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.")
+    ] = [],  # noqa: B006 (typer copies it)
+    format: Format = None,
+) -> None:
+    """Carry out a recipe: labels in, masks, a model and a report out.
+
+    Finished stages are skipped, so the same command continues an interrupted run. For several processes, start it
+    with torchrun.
+
+    \b
+    Examples:
+      weakseg run cam --data photos --out runs/photos
+      weakseg run cam --data VOC2012 --out runs/voc --set data.train=train_aug --set cam.train.epochs=2
+      torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
+    """
+    from weakseg.data.opening import open_dataset
+    from weakseg.parallel import rank
+    from weakseg.pipeline.recipe import load_recipe
+    from weakseg.pipeline.run import run as run_recipe
+
+    run_recipe(load_recipe(recipe, set_), open_dataset(data, format), out)
+    if rank() == 0:
+        report(out)
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="Print this recipe with all its settings.")] = None,  # noqa: UP045
+) -> None:
+    """List the recipes that come with weakseg, or print one.
+
+    \b
+    Examples:
+      weakseg recipes
+      weakseg recipes cam > mine.yaml
+    """
+    from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+
+    if name is not None:
+        print(load_recipe(name).as_yaml(), end="")
+        return
+    known = shipped_recipes()
+    for recipe, about in known.items():
+        print(f"{recipe:{max(map(len, known))}}  {about}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model folder or the folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
+    out: OutFolder,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the scores as arrays, too.")] = False,
+    overlays: Annotated[bool, typer.Option(help="Write the image with the mask laid over it.")] = True,
+    scales: Annotated[Optional[str], typer.Option(help="Sizes of the image, such as 0.75,1,1.25.")] = None,  # noqa: UP045
+    mirror: Annotated[Optional[bool], typer.Option(help="Use the mirrored image, too.")] = None,  # noqa: UP045
+    crf: Annotated[Optional[str], typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")] = None,  # noqa: UP045
+    threshold: Annotated[Optional[float], typer.Option(help="The background's score, for localisers.")] = None,  # noqa: UP045
+    device: Device = "auto",
+) -> None:
+    """Write masks for any images: palette PNGs, overlays and, if wanted, probabilities.
+
+    Settings that are not given are those that the model was evaluated with.
+
+    \b
+    Examples:
+      weakseg predict runs/photos holiday.jpg --out predicted
+      weakseg predict runs/photos/segment/model photos/ --out predicted --probabilities --crf deeplab
+    """
+    from weakseg.pipeline.predict import find_model, predict_files
+    from weakseg.training import RuntimeSettings, start
+
+    changes: dict[str, Any] = {"mirror": mirror, "threshold": threshold}
+    if scales is not None:
+        changes["scales"] = scales.split(",")
+    if crf is not None and crf != "none":
+        changes["crf"] = crf
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if crf == "none":
+        changes["crf"] = None
+    from weakseg.settings import validate
+
+    runtime = validate(RuntimeSettings, {"device": device}, "")
+    how, count = predict_files(
+        find_model(model),
+        images,
+        out,
+        changes=changes,
+        device=start(runtime).device,
+        probabilities=probabilities,
+        overlays=overlays,
+    )
+    print(how)
+    print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
+
+
+@app.command()
+def evaluate(
+    masks: Annotated[Path, typer.Argument(help="Folder of label maps, NAME.png for each image of the split.")],
+    data: DataFolder,
+    out: OutFolder,
+    split: Annotated[str, typer.Option(help="The split whose masks to compare with.")] = "val",
+    format: Format = None,
+) -> None:
+    """Compare masks with ground truth: mIoU, per-class table, boundary F-score, confusion matrix.
+
+    \b
+    Examples:
+      weakseg evaluate predicted/masks --data VOC2012 --split val --out scores
+    """
+    from weakseg.data.opening import open_dataset
+    from weakseg.report.evaluation import evaluate_folder
+
+    print(evaluate_folder(masks, open_dataset(data, format), split, out))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+) -> None:
+    """Write the report of a run, one HTML file, and print its scores.
+
+    \b
+    Examples:
+      weakseg report runs/photos
+    """
+    from weakseg.report.html import write_report
+    from weakseg.report.tables import scores_table
+
+    path = write_report(run)
+    print(scores_table(run))
+    print(f"Report: {path}")
+
+
+@data_app.command("check")
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    format: Format = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on notes, too.")] = False,
+) -> None:
+    """Read every file of a data set and report every problem at once; the status is 1 if there is any.
+
+    \b
+    Examples:
+      weakseg data check photos
+    """
+    from weakseg.data.check import check_dataset
+    from weakseg.progress import Progress
+
+    raise NotImplementedError
+
+

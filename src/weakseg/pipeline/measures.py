@@ -1,0 +1,106 @@
+"""Scores of the artifacts of a run, counted over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.labels import Classes
+from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.metrics import Accumulator, BoundaryScore, Confusion, ThresholdCurve
+from weakseg.progress import Progress
+
+A = TypeVar("A", bound=Accumulator)
+LabelMap = npt.NDArray[np.uint8]
+
+
+@dataclass
+class MaskScores:
+    """How good label maps are: over all pixels, at boundaries, and image by image."""
+
+    confusion: Confusion
+    boundary: BoundaryScore
+    images: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, classes: Classes) -> MaskScores:
+        """Nothing counted yet."""
+        return cls(Confusion(len(classes) + 1), BoundaryScore(len(classes) + 1))
+
+    def update(self, truth: LabelMap, prediction: LabelMap, name: str) -> None:
+        """Count one image."""
+        alone = Confusion(self.confusion.num_classes)
+        alone.update(truth, prediction, name)
+        self.confusion.merge(alone)
+        self.boundary.update(truth, prediction, name)
+        self.images[name] = alone.mean_iou_present if alone.truth.sum() else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file; `image_iou` is each image's mean over the classes it shows or is given, null where all
+        of its pixels are void."""
+        iou = {name: None if np.isnan(value) else round(value, 6) for name, value in self.images.items()}
+        return {**self.confusion.to_dict(), "boundary": self.boundary.to_dict(), "image_iou": iou}
+
+
+def measure_masks(
+    samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], LabelMap], title: str
+) -> MaskScores:
+    """The scores of the label maps that `read` gives, against the samples' ground truth."""
+    scores = MaskScores.of(classes)
+    pairs = _shared(samples, lambda sample: (sample, _truth(sample), read(sample)), title)
+    for sample, truth, prediction in pairs:
+        scores.update(truth, prediction, sample.name)
+    return over_ranks(scores)
+
+
+def measure_curve(
+    samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], ActivationMaps]
+) -> ThresholdCurve:
+    """The mIoU of activation maps at every background threshold."""
+    curve = ThresholdCurve(len(classes) + 1)
+
+    def load(sample: Sample) -> tuple[Sample, LabelMap, ActivationMaps, npt.NDArray[np.float32]]:
+        maps = read(sample)
+        return sample, _truth(sample), maps, maps.upsampled()
+
+    for sample, truth, maps, scores in _shared(samples, load, "threshold curve"):
+        curve.update(truth, maps.labels, scores, sample.name)
+    return sum_counts(curve)
+
+
+def sum_counts(accumulator: A) -> A:
+    """The accumulator with the counts of all processes."""
+    own = accumulator.state()
+    accumulator.add_state({name: parallel.sum_over_ranks(counts) - counts for name, counts in own.items()})
+    return accumulator
+
+
+def over_ranks(scores: MaskScores) -> MaskScores:
+    """The scores of all processes' images."""
+    images: dict[str, float] = {}
+    for part in parallel.gather(scores.images):
+        images.update(part)
+    return MaskScores(sum_counts(scores.confusion), sum_counts(scores.boundary), dict(sorted(images.items())))
+
+
+def _truth(sample: Sample) -> LabelMap:
+    assert sample.mask is not None
+    return sample.mask.read()
+
+
+T = TypeVar("T")
+
+
+def _shared(samples: Sequence[Sample], load: Callable[[Sample], T], title: str) -> Iterable[T]:
+    """This process's part of the samples, loaded by threads, with progress."""
+    mine = parallel.share(samples)
+    with Progress(title, len(mine)) as progress:
+        for item in parallel.threaded(load, mine):
+            yield item
+            progress.advance()

@@ -1,0 +1,108 @@
+"""Predict files: images in, palette masks, overlays and arrays out."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weakseg.data.images import overlay, read_image, write_image, write_label_map
+from weakseg.errors import WeaksegError
+from weakseg.files import write_json, write_npz
+from weakseg.methods.store import CONFIG_NAME, Model, load_model
+from weakseg.pipeline.inference import PRESENT, Inference, predict
+from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import RECIPE_NAME
+from weakseg.pipeline.stage import MODEL_FOLDER
+from weakseg.progress import Progress
+from weakseg.settings import validate
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def find_model(path: Path) -> Model:
+    """The model in a model folder, or the last model that a run made, a segmenter if there is one."""
+    if (path / CONFIG_NAME).is_file():
+        return load_model(path)
+    if (path / RECIPE_NAME).is_file():
+        stages = load_recipe(str(path / RECIPE_NAME)).stages
+        made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
+        models = sorted((load_model(folder) for folder in made), key=lambda model: model.kind == "SEGMENTER")
+        if models:
+            return models[-1]
+        raise WeaksegError(f"The run in {path} has not finished any model yet. Let it go on: `weakseg run`.")
+    raise WeaksegError(f"{path} is neither a model folder (with {CONFIG_NAME}) nor a run (with {RECIPE_NAME}).")
+
+
+def image_files(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The images among files and folders (searched through all levels), each with the path of its outputs below the
+    output folder, without suffix. Raises `WeaksegError` for nothing found and for two that share an output."""
+    found: dict[Path, Path] = {}
+    for source in inputs:
+        if not source.exists():
+            raise WeaksegError(f"{source} does not exist.")
+        files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
+        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES or not source.is_dir()]
+        if not images:
+            raise WeaksegError(f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        for file in images:
+            name = Path(unicodedata.normalize("NFC", str(file.relative_to(source) if source.is_dir() else file.name)))
+            output = name.with_suffix("")
+            if output in found and found[output] != file:
+                raise WeaksegError(f"{found[output]} and {file} would both be written as {output}.png. Rename one.")
+            found[output] = file
+    return [(file, output) for output, file in found.items()]
+
+
+def predict_files(
+    model: Model,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    changes: dict[str, Any],
+    device: torch.device,
+    probabilities: bool = False,
+    overlays: bool = True,
+) -> tuple[str, int]:
+    """Write `masks/NAME.png` (palette), `overlays/NAME.png` and, with `probabilities`, `scores/NAME.npz` for every
+    image, and `classes.json`. `changes` overrides the inference settings that the model was evaluated with.
+
+    Returns a sentence that says how the classes were decided, and the number of images.
+    """
+    inference = validate(Inference, {**model.inference, **changes}, "inference")
+    files = image_files(inputs)
+    model.network.to(device)
+    write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
+    with Progress("predicting", len(files)) as progress:
+        for file, output in files:
+            image = read_image(file)
+            prediction = predict(model, image, inference, device)
+            write_label_map(_output(out, "masks", output, ".png"), prediction.labels)
+            if overlays:
+                write_image(_output(out, "overlays", output, ".png"), overlay(image, prediction.labels))
+            if probabilities:
+                arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
+                write_npz(_output(out, "scores", output, ".npz"), arrays)
+            progress.advance()
+    return _how(model, inference), len(files)
+
+
+def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:
+    return out / kind / name.parent / (name.name + suffix)
+
+
+def _numbered(model: Model) -> Iterator[tuple[int, str]]:
+    return enumerate(model.classes.names, start=1)
+
+
+def _how(model: Model, inference: Inference) -> str:
+    refined = f", refined by dense CRF ({inference.crf})" if inference.crf else ""
+    if model.kind == "SEGMENTER":
+        return f"The segmenter {model.method} decided every pixel among {len(model.classes)} classes{refined}."
+    return (
+        f"The classifier {model.method} decided by its own scores which classes are present (probability ≥ {PRESENT}) "
+        f"and by its activation maps where (threshold {inference.threshold}){refined}. A segmenter would be better."
+    )

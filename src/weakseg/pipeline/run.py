@@ -1,0 +1,227 @@
+"""Runs: a folder in which each stage of a recipe owns one sub-folder with its artifact and a manifest.
+
+A stage is skipped if its manifest's key equals the key of what would be done now. The key is a hash of the stage's
+settings, the keys of the stages it reads, the data and the seed; so a change re-runs just what depends on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from weakseg import __version__, parallel
+from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.loading import balanced_subset
+from weakseg.errors import WeaksegError
+from weakseg.files import TEMPORARY_SUFFIX, read_json, write_json, write_text
+from weakseg.pipeline.recipe import DataSettings, Recipe
+from weakseg.pipeline.stage import Context, Stage, require_labels, write_log
+from weakseg.training import CHECKPOINT_NAME, start
+
+MANIFEST_NAME = "manifest.json"
+PENDING_NAME = "pending.json"
+RECIPE_NAME = "recipe.yaml"
+DATA_NAME = "data.json"
+LOCK_NAME = "run.lock"
+
+
+def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], None] = print) -> None:
+    """Carry out a recipe in the folder `root`; finished stages are skipped.
+
+    Under `torchrun`, every process calls this with the same arguments. `announce` gets one line for each stage.
+    """
+    fabric = start(recipe.runtime)
+    with _locked(root):
+        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *_parts(dataset, recipe.data))
+        require_labels(context.weakly_labelled(), recipe.data.train)
+        if parallel.rank() == 0:
+            write_text(root / RECIPE_NAME, recipe.as_yaml())
+            write_json(root / DATA_NAME, _summary(context, recipe))
+        write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__)
+        data = _fingerprint(context)
+        keys: dict[str, str] = {}
+        for name, stage in recipe.stages.items():
+            keys[name] = _key(stage, {source: keys[source] for source in stage.inputs()}, data, recipe.seed)
+            _run_stage(name, stage, keys[name], context, announce)
+        write_log(root, "done")
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage, or None."""
+    path = folder / MANIFEST_NAME
+    return read_json(path) if path.is_file() else None
+
+
+def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None]) -> None:
+    folder = context.folder(name)
+    parallel.barrier()
+    manifest = finished(folder)
+    if manifest is not None and manifest["key"] == key:
+        if parallel.rank() == 0:
+            announce(f"{name}: finished before, skipped")
+        return
+    resumed = False
+    if parallel.rank() == 0:
+        announce(f"{name}: running")
+        resumed = _prepare(folder, key)
+    parallel.barrier()
+    write_log(context.root, "stage", stage=name, key=key)
+    begun = time.time()
+    stage.run(context, folder)
+    parallel.barrier()
+    if parallel.rank() == 0:
+        write_json(
+            folder / MANIFEST_NAME,
+            {
+                "stage": name,
+                "key": key,
+                "settings": stage.model_dump(mode="json"),
+                "inputs": stage.inputs(),
+                "seconds": round(time.time() - begun, 2),
+                "resumed": resumed,
+                "processes": parallel.world_size(),
+                "device": context.fabric.device.type,
+                "versions": versions(),
+            },
+        )
+        (folder / PENDING_NAME).unlink()
+        (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    write_log(context.root, "stage done", stage=name, seconds=round(time.time() - begun, 2))
+
+
+def _prepare(folder: Path, key: str) -> bool:
+    """Keep what an interrupted run of the very same stage left (True); clear away anything else (False)."""
+    pending = folder / PENDING_NAME
+    if pending.is_file() and read_json(pending)["key"] == key:
+        for leftover in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+        return True
+    if folder.exists():
+        if not (pending.is_file() or (folder / MANIFEST_NAME).is_file()) and any(folder.iterdir()):
+            raise WeaksegError(f"{folder} holds files that no run has written; choose another --out folder.")
+        shutil.rmtree(folder)
+    write_json(pending, {"key": key})
+    return False
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the run's lock; a second run on the same folder is refused. The lock dies with its process."""
+    if parallel.rank() != 0:
+        yield
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / LOCK_NAME).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise WeaksegError(f"{root} cannot be used as a run folder: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise WeaksegError(
+                f"Another run is at work in {root} ({file.read().strip()}). Wait for it or stop it."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
+        file.flush()
+        yield
+
+
+def _parts(dataset: Dataset, settings: DataSettings) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+    """The samples of train, score and val."""
+    train: Sequence[Sample] = dataset.split(settings.train)
+    if settings.images_per_class is not None:
+        train = balanced_subset(train, settings.images_per_class, seed=0)
+    score: Sequence[Sample] = []
+    if settings.score == "auto":
+        score = [sample for sample in train if sample.mask is not None]
+    elif settings.score is not None:
+        score = _with_masks(dataset, settings.score)
+    val: Sequence[Sample] = []
+    if settings.val == "auto":
+        val = [sample for sample in dataset.splits.get("val", ()) if sample.mask is not None]
+    elif settings.val is not None:
+        val = _with_masks(dataset, settings.val)
+    return train, score, val
+
+
+def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
+    samples = dataset.split(split)
+    without = [sample.name for sample in samples if sample.mask is None]
+    if without:
+        raise WeaksegError(
+            f'{len(without)} images of the split "{split}" have no mask to measure against, the first is {without[0]}.'
+        )
+    return samples
+
+
+def _fingerprint(context: Context) -> str:
+    """A hash that changes when an image, a label or a mask of the run changes (files: by size and time)."""
+    digest = hashlib.sha256(json.dumps(context.dataset.classes.names).encode())
+    for part in (context.train, context.score, context.val):
+        digest.update(b"part")
+        for sample in part:
+            try:
+                status = sample.image.stat()
+            except OSError:
+                raise WeaksegError(
+                    f"{sample.image} does not exist or cannot be read. "
+                    f"`weakseg data check {context.dataset.root}` finds all such problems at once."
+                ) from None
+            mask = sample.mask.fingerprint() if sample.mask else ""
+            labels = [
+                sorted(sample.labels.present()),
+                sample.labels.boxes,
+                sample.labels.points,
+                sample.labels.scribbles,
+            ]
+            digest.update(repr((sample.name, status.st_size, status.st_mtime_ns, labels, mask)).encode())
+    return digest.hexdigest()
+
+
+def _key(stage: Stage, inputs: dict[str, str], data: str, seed: int) -> str:
+    described = json.dumps([stage.model_dump(mode="json"), inputs, data, seed], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
+    """What the report says of the data."""
+    classes = context.dataset.classes
+    parts = {"train": context.train, "score": context.score, "val": context.val}
+    return {
+        "root": str(context.dataset.root),
+        "format": context.dataset.format,
+        "classes": list(classes.names),
+        "settings": recipe.data.model_dump(mode="json"),
+        "images": {part: len(samples) for part, samples in parts.items()},
+        "images_with_class": {
+            part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]
+            for part, samples in parts.items()
+        },
+        "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    packages = ("torch", "lightning-fabric", "numpy", "numba", "pillow")
+    return {
+        "weakseg": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        **{package: version(package) for package in packages},
+    }

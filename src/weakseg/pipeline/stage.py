@@ -1,0 +1,135 @@
+"""What a stage of a run is: typed settings that know which stages they read and how to do their work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from weakseg import parallel
+from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.transforms import Augmentation
+from weakseg.errors import WeaksegError
+from weakseg.methods.base import Kind, find_method
+from weakseg.methods.store import Model
+from weakseg.settings import Settings, validate
+from weakseg.training import RuntimeSettings, TrainSettings, train_network
+
+MODEL_FOLDER = "model"
+
+StageName = Annotated[str, "the name of an earlier stage, whose artifact is read"]
+
+
+class Stage(Settings):
+    """Base of all stages. A subclass says its `kind`, refers to other stages by `StageName`s and implements `run`."""
+
+    kind: str
+
+    def inputs(self) -> list[str]:
+        """The stages whose artifacts this one reads."""
+        fields = type(self).model_fields.items()
+        names = [getattr(self, name) for name, field in fields if StageName.__metadata__[0] in field.metadata]
+        return [name for name in names if name is not None]
+
+    def checked(self, where: str) -> Self:
+        """This stage with whatever its own types cannot check checked, and defaults filled in.
+
+        `where` (the stage's name) starts the names in error messages.
+        """
+        return self
+
+    def run(self, context: Context, folder: Path) -> None:
+        """Write the artifact into `folder`, sharing the work with the other processes.
+
+        What an interrupted call with the same settings and inputs left in `folder` is still there, and every file
+        in it is complete.
+        """
+        raise NotImplementedError
+
+
+class Learning(Stage):
+    """Base of the stages that train a network: `method` is a file of `weakseg.methods`, `model` are its settings."""
+
+    method_kind: ClassVar[Kind]
+    method: str
+    model: dict[str, Any] = Field(default_factory=dict)
+    augment: Augmentation
+    train: TrainSettings
+
+    def checked(self, where: str) -> Self:
+        settings = validate(find_method(self.method_kind, self.method).Settings, self.model, f"{where}.model")
+        return self.model_copy(update={"model": settings.model_dump(mode="json")})
+
+    def learn(self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]]) -> Model:
+        """A network of the method, trained on `images`; logs and checkpoints go to `folder`."""
+        method = find_method(self.method_kind, self.method)
+        settings = method.Settings.model_validate(self.model)
+        torch.manual_seed(context.seed)
+        network = method(settings, len(context.dataset.classes))
+        train_network(
+            context.fabric,
+            network,
+            images,
+            self.train,
+            context.runtime,
+            folder=folder,
+            seed=context.seed,
+            title=f"training {self.method}",
+        )
+        return Model(self.method_kind, self.method, settings, context.dataset.classes, network, {})
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with. `train`, `score` and `val` are the samples that play these parts in the run."""
+
+    dataset: Dataset
+    seed: int
+    runtime: RuntimeSettings
+    fabric: Fabric
+    root: Path
+    train: Sequence[Sample]
+    score: Sequence[Sample]
+    val: Sequence[Sample]
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a finished stage."""
+        return self.root / stage
+
+    def weakly_labelled(self) -> list[Sample]:
+        """The samples to make pseudo-masks for: those of `train`, then those of `score` that are not among them."""
+        known = {sample.name for sample in self.train}
+        return [*self.train, *(sample for sample in self.score if sample.name not in known)]
+
+    def log(self, event: str, **values: Any) -> None:
+        """Add a line to the run's `log.jsonl`."""
+        write_log(self.root, event, **values)
+
+
+def write_log(root: Path, event: str, **values: Any) -> None:
+    """Add one event to `log.jsonl` of a run; only the first process writes."""
+    if parallel.rank() == 0:
+        record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values}
+        with (root / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def require_labels(samples: Sequence[Sample], split: str) -> None:
+    """Raise `WeaksegError` unless something is known of every sample."""
+    unknown = [sample.name for sample in samples if not sample.labels.known]
+    if not samples:
+        raise WeaksegError(f'The split "{split}" has no images.')
+    if unknown:
+        raise WeaksegError(
+            f'{len(unknown)} of {len(samples)} images of the split "{split}" have no tags and no other weak label, '
+            f"the first is {unknown[0]}. Tag them, or take them out of the split."
+        )

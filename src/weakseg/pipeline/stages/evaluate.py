@@ -1,0 +1,98 @@
+"""Measure everything a run made. Artifact: `scores.json`, `summary.json`, plots, and the predicted label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.files import read_json, write_json
+from weakseg.methods.store import load_model
+from weakseg.pipeline.measures import LabelMap, measure_masks
+from weakseg.pipeline.inference import Inference, predict
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.pipeline.stages.masks import mask_path
+from weakseg.progress import Progress
+
+
+class Evaluate(Stage):
+    """Each entry is a row of the table: its title → the stage that made what is measured.
+
+    `curves` are stages of kind masks, whose threshold curve over the activation maps is reported; `masks` the same
+    stages' pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
+    the score split as well.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    curves: dict[str, StageName] = Field(default_factory=dict)
+    masks: dict[str, StageName] = Field(default_factory=dict)
+    segmenters: dict[str, StageName] = Field(default_factory=dict)
+
+    def inputs(self) -> list[str]:
+        return sorted({*self.curves.values(), *self.masks.values(), *self.segmenters.values()})
+
+    def run(self, context: Context, folder: Path) -> None:
+        rows: list[dict[str, Any]] = []
+        if context.score:
+            for title, stage in self.curves.items():
+                curve = read_json(context.folder(stage) / "curve.json")
+                rows.append(_row(title, "score", curve["best"], threshold=curve["best_threshold"]))
+            for title, stage in self.masks.items():
+                source = context.folder(stage)
+                rows.append(_measure(context, title, "score", context.score, lambda s, f=source: mask_path(f, s)))
+        for title, stage in self.segmenters.items():
+            for split, samples in (("score", context.score), ("val", context.val)):
+                predictions = folder / "predictions" / stage
+                predict_samples(context, context.folder(stage) / MODEL_FOLDER, samples, predictions)
+                if samples:
+                    rows.append(
+                        _measure(context, title, split, samples, lambda s, f=predictions: prediction_path(f, s))
+                    )
+        if parallel.rank() == 0:
+            write_json(
+                folder / "scores.json", {"classes": ["background", *context.dataset.classes.names], "rows": rows}
+            )
+            write_json(folder / "summary.json", [{k: row[k] for k in SUMMARY_KEYS if k in row} for row in rows])
+
+
+SUMMARY_KEYS = ("title", "split", "images", "threshold", "mean_iou", "mean_iou_present", "boundary_f")
+
+
+def prediction_path(folder: Path, sample: Sample) -> Path:
+    """Where the prediction for an image lies."""
+    return folder / f"{sample.name}.png"
+
+
+def predict_samples(context: Context, model_folder: Path, samples: Sequence[Sample], folder: Path) -> None:
+    """Write a segmenter's label maps of all samples."""
+    model = load_model(model_folder)
+    model.network.to(context.fabric.device)
+    inference = Inference.model_validate(model.inference)
+    mine = parallel.share(samples)
+    waiting = [sample for sample in mine if not prediction_path(folder, sample).exists()]
+    with Progress("predicting", len(mine), done=len(mine) - len(waiting)) as progress:
+        for sample in waiting:
+            labels = predict(model, read_image(sample.image), inference, context.fabric.device).labels
+            write_label_map(prediction_path(folder, sample), labels)
+            progress.advance()
+    parallel.barrier()
+
+
+def _measure(context: Context, title: str, split: str, samples: Sequence[Sample], path: Any) -> dict[str, Any]:
+    def read(sample: Sample) -> LabelMap:
+        return read_label_map(path(sample))
+
+    scores = measure_masks(samples, context.dataset.classes, read, f"measuring {title}").to_dict()
+    return _row(title, split, scores, boundary_f=scores["boundary"]["mean_f_score"])
+
+
+def _row(title: str, split: str, scores: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"title": title, "split": split, **more, **scores}
+
+
+STAGE = Evaluate

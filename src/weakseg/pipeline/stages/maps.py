@@ -1,0 +1,59 @@
+"""Activation maps of the classes that are present. Artifact: one `.npz` per image (see `ops.activation`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import image_size, read_image
+from weakseg.methods.store import load_model
+from weakseg.ops.activation import multi_scale_maps, normalise_present
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.progress import Progress
+
+
+class Maps(Stage):
+    """Multi-scale and mirrored inference; which classes are present is read from the weak labels."""
+
+    kind: Literal["maps"] = "maps"
+    localiser: StageName
+    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5, 2.0), min_length=1)
+    stride: int = Field(4, gt=0, description="pixels of the image per cell of the saved maps")
+    batch_size: int = Field(8, gt=0, description="images of one size that go through the network together")
+
+    def run(self, context: Context, folder: Path) -> None:
+        device = context.fabric.device
+        network = load_model(context.folder(self.localiser) / MODEL_FOLDER).network.to(device)
+        batches = parallel.share(same_size_batches(context.weakly_labelled(), self.batch_size))
+        waiting = [batch for batch in batches if not all(map_path(folder, sample).exists() for sample in batch)]
+        total = sum(map(len, batches))
+        with Progress("activation maps", total, done=total - sum(map(len, waiting))) as progress:
+            for batch in waiting:
+                images = [read_image(sample.image) for sample in batch]
+                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride).cpu()
+                for sample, image, scores in zip(batch, images, maps, strict=True):
+                    present = normalise_present(scores, sample.labels.present(), image.shape[:2], self.stride)
+                    present.save(map_path(folder, sample))
+                progress.advance(len(batch))
+
+
+def map_path(folder: Path, sample: Sample) -> Path:
+    """Where the activation maps of an image lie in the folder of their stage."""
+    return folder / "maps" / f"{sample.name}.npz"
+
+
+def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+    """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
+    so that the last bits of the results do not either."""
+    by_size: dict[tuple[int, int], list[Sample]] = {}
+    for sample, size in zip(samples, parallel.threaded(lambda s: image_size(s.image), samples), strict=True):
+        by_size.setdefault(size, []).append(sample)
+    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+
+
+STAGE = Maps

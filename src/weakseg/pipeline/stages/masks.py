@@ -1,0 +1,86 @@
+"""Pseudo-masks from activation maps: a background threshold, then dense CRF. Artifact: one palette PNG per image,
+`curve.json` (the threshold curve, where there are masks to measure against) and `threshold.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image, write_label_map
+from weakseg.files import read_json, write_json
+from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.measures import measure_curve
+from weakseg.pipeline.inference import against_background, decide, known_crf
+from weakseg.pipeline.stage import Context, Stage, StageName
+from weakseg.pipeline.stages.maps import map_path
+from weakseg.progress import Progress
+
+DEFAULT_THRESHOLD = 0.3
+
+
+class Masks(Stage):
+    """`threshold` is the score of the background on maps that reach from 0 to 1."""
+
+    kind: Literal["masks"] = "masks"
+    maps: StageName
+    threshold: float | Literal["auto"] = Field(
+        "auto", description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks"
+    )
+    crf: str | None = Field("affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+
+    @field_validator("crf")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        return known_crf(name)
+
+    def run(self, context: Context, folder: Path) -> None:
+        source = context.folder(self.maps)
+        threshold = self._threshold(context, source, folder)
+        samples = parallel.share(context.weakly_labelled())
+        waiting = [sample for sample in samples if not mask_path(folder, sample).exists()]
+
+        def write(sample: Sample) -> None:
+            maps = ActivationMaps.load(map_path(source, sample))
+            scores = against_background(maps.upsampled(), threshold)
+            labels = np.array([0, *maps.labels], np.uint8)
+            mask = decide(read_image(sample.image), scores, labels, self.crf).labels
+            write_label_map(mask_path(folder, sample), mask)
+
+        with Progress("pseudo-masks", len(samples), done=len(samples) - len(waiting)) as progress:
+            for _ in parallel.threaded(write, waiting):
+                progress.advance()
+
+    def _threshold(self, context: Context, source: Path, folder: Path) -> float:
+        """The threshold to use; with masks to measure against, the whole curve is measured and kept."""
+        if context.score and not (folder / "curve.json").exists():
+
+            def read(sample: Sample) -> ActivationMaps:
+                return ActivationMaps.load(map_path(source, sample))
+
+            curve = measure_curve(context.score, context.dataset.classes, read)
+            if parallel.rank() == 0:
+                write_json(folder / "curve.json", curve.to_dict())
+            parallel.barrier()
+        if self.threshold != "auto":
+            threshold, origin = self.threshold, "given"
+        elif context.score:
+            threshold, origin = read_json(folder / "curve.json")["best_threshold"], "best on the score split"
+        else:
+            threshold, origin = DEFAULT_THRESHOLD, "default, since no masks are there to choose it"
+        context.log("threshold", threshold=threshold, origin=origin)
+        if parallel.rank() == 0:
+            write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
+        return threshold
+
+
+def mask_path(folder: Path, sample: Sample) -> Path:
+    """Where the pseudo-mask of an image lies in the folder of its stage."""
+    return folder / "masks" / f"{sample.name}.png"
+
+
+STAGE = Masks

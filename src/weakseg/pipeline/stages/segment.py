@@ -1,0 +1,46 @@
+"""Train a segmenter on pseudo-masks as if they were ground truth. Artifact: a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_label_map
+from weakseg.data.loading import MaskedImages
+from weakseg.errors import WeaksegError
+from weakseg.methods.base import Kind
+from weakseg.methods.store import save_model
+from weakseg.pipeline.inference import Inference
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, StageName
+from weakseg.pipeline.stages.masks import mask_path
+
+
+class Segment(Learning):
+    """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision)."""
+
+    kind: Literal["segment"] = "segment"
+    method_kind: ClassVar[Kind] = "SEGMENTER"
+    masks: StageName | None
+    inference: Inference = Inference()
+
+    def run(self, context: Context, folder: Path) -> None:
+        def read_labels(sample: Sample) -> npt.NDArray[np.uint8]:
+            if self.masks is not None:
+                return read_label_map(mask_path(context.folder(self.masks), sample))
+            if sample.mask is None:
+                raise WeaksegError(f"{sample.name} has no ground truth to train on; set masks to a stage instead.")
+            return sample.mask.read()
+
+        images = MaskedImages(context.train, read_labels, self.augment, context.seed)
+        model = self.learn(context, folder, images)
+        if parallel.rank() == 0:
+            save_model(folder / MODEL_FOLDER, replace(model, inference=self.inference.model_dump(mode="json")))
+
+
+STAGE = Segment
