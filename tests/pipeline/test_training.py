@@ -1,0 +1,178 @@
+"""The training loop: order of images, schedule, exact resume, accumulation, bad settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from weakseg.data.loading import Batches, Draw, Order
+from weakseg.errors import WeaksegError
+from weakseg.settings import validate
+from weakseg.training import CHECKPOINT_NAME, LOG_NAME, RuntimeSettings, TrainSettings, start, train_network
+
+
+class Line(nn.Module):
+    """y = w · x + b with dropout, so that randomness inside the network is part of what must be repeatable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(3, 1)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.training:
+            self.seen += len(batch["image"])
+        predicted = self.linear(self.dropout(batch["image"].mean((2, 3))))
+        return {"square": (predicted.squeeze(1) - batch["target"]).square().mean()}
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        return [{"params": [self.linear.weight], "lr": lr}, {"params": [self.linear.bias], "lr": 2 * lr}]
+
+
+class Points(Dataset[dict[str, Tensor]]):
+    """Twelve little images; `fails_at` interrupts the training at the given draw."""
+
+    def __init__(self, fails_at: tuple[int, int] | None = None) -> None:
+        self.fails_at, self.drawn = fails_at, []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        if (draw.epoch, draw.place) == self.fails_at:
+            raise KeyboardInterrupt
+        self.drawn.append(draw)
+        image = torch.full((3, 2, 2), float(draw.index)) * torch.tensor([1.0, 0.5, -0.2])[:, None, None] / 12
+        return {"image": image, "target": torch.tensor(draw.index / 6.0)}
+
+
+RUNTIME = RuntimeSettings(device="cpu", checkpoint_steps=2)
+SETTINGS = TrainSettings(epochs=4, batch_size=4, lr=0.1)
+
+
+def trained(folder: Path, settings: TrainSettings = SETTINGS, fails_at: tuple[int, int] | None = None) -> Line:
+    network, fabric = Line(), start(RUNTIME)
+    train_network(fabric, network, Points(fails_at), settings, RUNTIME, folder=folder, seed=5)
+    return network
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+
+
+@pytest.mark.parametrize("fails_at", [(0, 5), (1, 3), (2, 9), (3, 11)])
+def test_an_interrupted_training_ends_with_the_same_weights_and_log(tmp_path: Path, fails_at: tuple[int, int]) -> None:
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", fails_at=fails_at)
+    resumed = trained(tmp_path / "cut")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == list(range(1, 13))
+
+
+def test_a_resumed_training_does_not_begin_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, fails_at=(3, 0))
+    assert (tmp_path / CHECKPOINT_NAME).exists()
+    images = Points()
+    train_network(start(RUNTIME), Line(), images, SETTINGS, RUNTIME, folder=tmp_path, seed=5)
+    assert min(draw.epoch for draw in images.drawn) == 2
+
+
+def test_accumulation_changes_the_weights_by_rounding_only(tmp_path: Path) -> None:
+    def without_dropout(folder: str, settings: TrainSettings) -> Line:
+        network = Line()
+        network.dropout.p = 0.0
+        train_network(start(RUNTIME), network, Points(), settings, RUNTIME, folder=tmp_path / folder, seed=5)
+        return network
+
+    one = without_dropout("one", SETTINGS)
+    two = without_dropout("two", SETTINGS.model_copy(update={"accumulate": 2}))
+    torch.testing.assert_close(one.linear.weight, two.linear.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rates_follow_the_poly_schedule(tmp_path: Path) -> None:
+    trained(tmp_path)
+    rates = [line["lr"] for line in log_of(tmp_path)]
+    assert rates == pytest.approx([0.1 * (1 - step / 12) ** 0.9 for step in range(12)])
+
+
+def test_clipping_bounds_each_step(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=1, batch_size=4, lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1e-3)
+    network = trained(tmp_path, settings)
+    start_weight = Line().linear.weight
+    assert 0 < (network.linear.weight - start_weight).norm() <= 1.001e-3
+
+
+def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(WeaksegError, match=r"the loss became \w+ at update \d+.*train\.lr"):
+        trained(tmp_path, TrainSettings(steps=200, batch_size=4, lr=1e8))
+
+
+@given(count=st.integers(1, 50), batch_size=st.integers(1, 20), epoch=st.integers(0, 3), seed=st.integers(0, 99))
+def test_every_epoch_draws_each_image_at_most_once_if_there_are_enough(
+    count: int, batch_size: int, epoch: int, seed: int
+) -> None:
+    order = Order(count, batch_size, seed)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    drawn = [draw for step in steps for draw in order.batch(step)]
+    assert all(draw.epoch == epoch for draw in drawn)
+    assert len(drawn) == order.steps_per_epoch * batch_size
+    times = [sum(draw.index == index for draw in drawn) for index in range(count)]
+    if count >= batch_size:
+        assert max(times) == 1
+        assert times.count(0) == count % batch_size
+    else:
+        assert max(times) - min(times) <= 1
+
+
+@given(world=st.sampled_from([1, 2, 3]), accumulate=st.sampled_from([1, 2]), first=st.integers(0, 5))
+def test_processes_and_micro_batches_share_each_batch(world: int, accumulate: int, first: int) -> None:
+    order = Order(30, 12, 0)
+    parts = [
+        list(Batches(order, first, 6, accumulate=accumulate, rank=rank, world=world)) for rank in range(world)
+    ]
+    for step in range(first, 6):
+        start_ = (step - first) * accumulate
+        drawn = [draw for part in parts for micro in part[start_ : start_ + accumulate] for draw in micro]
+        assert sorted(drawn) == sorted(order.batch(step))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(WeaksegError, match="A batch of 10 images cannot be shared equally by 4 processes"):
+        Batches(Order(30, 10, 0), 0, 1, world=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give either epochs or steps"),
+        ({"epochs": 1, "steps": 2}, "give either epochs or steps"),
+        ({"epochs": 1, "momentun": 0.5}, 'cam.train.momentun: unknown setting. Did you mean "momentum"?'),
+        ({"epochs": "many"}, "cam.train.epochs: input should be a valid number.*'many'"),
+        ({"epochs": 1, "precision": "fp16"}, "cam.train.precision: input should be 'fp32' or 'bf16'"),
+    ],
+)
+def test_wrong_settings_name_the_key(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeaksegError, match=message):
+        validate(TrainSettings, values, "cam.train")
+
+
+def test_cuda_without_a_device_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(WeaksegError, match="sees no CUDA device"):
+        start(RuntimeSettings(device="cuda"))
