@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
 from weakseg.models.mobilenet import MobileNetV2
 from weakseg.models.resnet import resnet18, resnet50, resnet101
@@ -19,6 +20,8 @@ from weakseg.settings import Settings
 def _small(output_stride: int, dilated: bool) -> Backbone:
     from weakseg.models.small import SmallResNet
 
+    if not dilated:
+        raise WeaksegError('The backbone "small" has no version without dilation. Leave dilated at true.')
     return SmallResNet(output_stride=output_stride)
 
 
@@ -32,19 +35,19 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
 
 
 class BackboneSettings(Settings):
-    """A backbone, the stride of its last stage, and what it starts from.
+    """A backbone, the stride of its last stage, and what it starts from."""
 
-    `weights` is "imagenet" (torchvision's, downloaded once), the path of a `.pth` or `.safetensors` file with
-    torchvision's names, or null for random weights. `dilated` says whether late stages that lose their stride
-    dilate their convolutions to keep the context these were trained for. The first `frozen_stages` of the five
-    stages do not learn.
-    """
-
-    name: str = "resnet50"
-    output_stride: Literal[8, 16, 32] = 16
-    dilated: bool = True
-    weights: str | None = "imagenet"
-    frozen_stages: int = Field(0, ge=0, le=5)
+    name: str = Field("resnet50", description=f"one of {', '.join(BACKBONES)}")
+    output_stride: Literal[8, 16, 32] = Field(16, description="pixels of the image per cell of the last stage")
+    dilated: bool = Field(
+        True, description="late stages that lose their stride dilate instead, to keep the context they were trained for"
+    )
+    weights: str | None = Field(
+        "imagenet",
+        description='"imagenet" (torchvision\'s, downloaded once), the path of a .pth or .safetensors file with '
+        "torchvision's names, or null: random",
+    )
+    frozen_stages: int = Field(0, ge=0, le=5, description="how many of the five stages, from the first, do not learn")
 
     @field_validator("name")
     @classmethod

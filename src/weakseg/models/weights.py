@@ -126,7 +126,7 @@ def imagenet_weights(name: str, *, base_url: str = TORCHVISION_URL, folder: Path
     file_name = IMAGENET_FILES[name]
     path = (folder or cache_folder()) / file_name
     if path.is_file():
-        _check_sha256(path, file_name)
+        _check_sha256(path, file_name, f"{path} is damaged", "Delete it and run the same command again.")
     else:
         _download(f"{base_url}/{file_name}", path)
     return path
@@ -137,7 +137,7 @@ def _download(url: str, path: Path) -> None:
         with temporary.open("wb") as file:
             for chunk in _chunks(url, path):
                 file.write(chunk)
-        _check_sha256(temporary, path.name)
+        _check_sha256(temporary, path.name, f"{url} came damaged", "Run the same command again.")
 
 
 def _chunks(url: str, path: Path) -> Iterator[bytes]:
@@ -155,12 +155,10 @@ def _chunks(url: str, path: Path) -> Iterator[bytes]:
         ) from None
 
 
-def _check_sha256(path: Path, file_name: str) -> None:
+def _check_sha256(path: Path, file_name: str, fault: str, remedy: str) -> None:
+    """Raise `fault` and `remedy` unless the SHA-256 of `path` starts with the digits in `file_name`."""
     expected = Path(file_name).stem.rpartition("-")[2]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
-        raise WeaksegError(
-            f"{path} is damaged: its SHA-256 starts with {found[:8]}, expected {expected}. "
-            "Delete it if it exists, and run again."
-        )
+        raise WeaksegError(f"{fault}: its SHA-256 starts with {found[:8]}, expected {expected}. {remedy}")
