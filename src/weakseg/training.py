@@ -96,7 +96,7 @@ def start(runtime: RuntimeSettings) -> Fabric:
     return fabric
 
 
-def train(
+def train_network(
     fabric: Fabric,
     network: nn.Module,
     images: Dataset[dict[str, Tensor]],
