@@ -1,0 +1,104 @@
+"""Recipes: what ships is valid, changes apply, and every wrong key is named with the nearest valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from weakseg.errors import WeaksegError
+from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_a_shipped_recipe_survives_writing_and_reading(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.about
+    path = tmp_path / "copy.yaml"
+    path.write_text(recipe.as_yaml(), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+def test_set_changes_one_setting_and_nothing_else() -> None:
+    before, after = load_recipe("cam"), load_recipe("cam", ["cam.train.epochs=2", "seed=7", "data.train=train_aug"])
+    assert after.stages["cam"].train.epochs == 2
+    assert (after.seed, after.data.train) == (7, "train_aug")
+    assert after.stages["cam"].model_copy(update={"train": before.stages["cam"].train}) == before.stages["cam"]
+    assert {k: v for k, v in after.stages.items() if k != "cam"} == {k: v for k, v in before.stages.items() if k != "cam"}
+
+
+def test_set_reaches_into_what_was_null() -> None:
+    recipe = load_recipe("toy", ["cam.augment.resize_long=[64, 96]", "cam.augment.scale_range=null", "masks.crf=null"])
+    assert recipe.stages["cam"].augment.resize_long == (64, 96)
+    assert recipe.stages["masks"].crf is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cam.train.epoch=2", 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
+        ("cam.trian.epochs=2", 'cam.trian: unknown setting. Did you mean "train"?'),
+        ("cma.train.epochs=2", "--set cma.train.epochs=2: there is no stage or setting 'cma'. Did you mean \"cam\"?"),
+        ("cam.train.epochs=two", "cam.train.epochs: input should be a valid number"),
+        ("cam.train.epochs", 'write it as key=value, such as "cam.train.epochs=2"'),
+        ("cam.train.epochs=[1", "'[1' is not a YAML value"),
+        ("cam.model.backbone.name=mobilnet_v2", 'cam.model.backbone.name: there is no such backbone. Did you mean "mobil'),
+        ("cam.model.bakbone.name=small", 'cam.model.bakbone: unknown setting. Did you mean "backbone"?'),
+        ("cam.method=camm", 'There is no localiser "camm". There are: cam'),
+        ("masks.maps=nowhere", 'masks: reads the stage "nowhere", which does not come before it.'),
+        ("masks.maps=scores", 'masks: reads the stage "scores", which does not come before it.'),
+        ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
+        ("masks.kind=mask", 'masks.kind: there is no stage of kind "mask". Known: evaluate, localise, maps, masks, segment.'),
+        ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
+        ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
+        ("cam.augment.scale_range=[2, 1]", "cam.augment"),
+    ],
+)
+def test_a_wrong_setting_is_explained(override: str, message: str) -> None:
+    with pytest.raises(WeaksegError) as caught:
+        load_recipe("cam", [override])
+    assert message in str(caught.value)
+
+
+def test_all_wrong_keys_of_a_stage_are_reported_at_once() -> None:
+    with pytest.raises(WeaksegError) as caught:
+        load_recipe("cam", ["cam.train.epoch=2", "cam.augment.corp=3"])
+    assert 'Did you mean "epochs"?' in str(caught.value)
+    assert 'Did you mean "crop"?' in str(caught.value)
+
+
+def test_unknown_recipes_name_the_nearest() -> None:
+    with pytest.raises(WeaksegError, match='There is no recipe "camm". Did you mean "cam"?'):
+        load_recipe("camm")
+    with pytest.raises(WeaksegError, match=r"There is no recipe file nowhere\.yaml"):
+        load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: [", "is not valid YAML"),
+        ("- a\n- b", "its top level must be a mapping"),
+        ("name: x\nabout: y", "has no stages"),
+        ("name: x\nabout: y\nstages: {a: 3}", "a: a stage is a group of settings, found 3"),
+        ("about: y\nstages: {a: {kind: evaluate}}", "name: this setting is missing"),
+        ("extends: toy\nname: x\nabuot: y", 'abuot: unknown setting. Did you mean "about"?'),
+        ("name: x\nabout: y\nstages: {a: {kind: localise, method: cam}}", "a.augment: this setting is missing"),
+    ],
+)
+def test_a_broken_recipe_file_is_explained(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(WeaksegError) as caught:
+        load_recipe(str(path))
+    assert message in str(caught.value)
+
+
+def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: cam\nname: mine\nabout: mine\nstages: {cam: {train: {epochs: 9}}}", encoding="utf-8")
+    mine, base = load_recipe(str(path)), load_recipe("cam")
+    assert mine.stages["cam"].train.epochs == 9
+    assert mine.stages["cam"].train.lr == base.stages["cam"].train.lr
+    assert list(mine.stages) == list(base.stages)
