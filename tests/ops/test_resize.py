@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,6 +11,7 @@ from weakseg.ops.resize import nearest_indices, resize_labels
 SIDES = st.integers(1, 80)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, SIDES, SIDES)
 def test_equals_pillows_nearest(height: int, width: int, new_height: int, new_width: int) -> None:
     labels = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width), dtype=np.uint8)
@@ -18,6 +19,7 @@ def test_equals_pillows_nearest(height: int, width: int, new_height: int, new_wi
     assert np.array_equal(resize_labels(labels, (new_height, new_width)), expected)
 
 
+@settings(deadline=None)
 @given(SIDES.map(lambda half: 2 * half + 1), SIDES)
 def test_odd_sides_follow_the_integer_rule(source: int, target: int) -> None:
     expected = (2 * np.arange(target) + 1) * source // (2 * target)
@@ -28,6 +30,7 @@ def test_ties_of_even_sides_go_where_the_running_sum_goes() -> None:
     assert nearest_indices(448, 57)[28] == 223  # the integer rule gives 224
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES)
 def test_mirrored_labels_give_mirrored_results_where_no_centre_is_tied(source: int, target: int) -> None:
     centres = (2 * np.arange(target) + 1) * source

@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weakseg.ops.schedule import poly_factor
@@ -20,6 +20,7 @@ def test_changes_only_every_so_many_updates() -> None:
     assert [factors.index(factor) for factor in factors] == [0] * 10 + [10] * 10 + [20] * 10
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 20), st.floats(0.1, 3))
 def test_never_rises_never_reaches_zero_and_holds_its_last_value(steps: int, every: int, power: float) -> None:
     factors = [poly_factor(step, steps, power, every) for step in range(steps + 3)]

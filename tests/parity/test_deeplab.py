@@ -2,15 +2,219 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from weakseg.data.transforms import Crop, crop, longer_side_size, mirror, resize_image, scaled_size
 from weakseg.labels import VOID
+from weakseg.methods.deeplab import DeepLab, Pyramid
+from weakseg.models.deeplab_resnet import DeepLabResNet
+from weakseg.models.registry import BACKBONES, BackboneSettings
+from weakseg.ops.activation import normalise_image
 from weakseg.ops.resize import nearest_indices, resize_labels
 from weakseg.ops.schedule import poly_factor
 
 HEAD_FACTORS = [1, 10, 20]
+Vectors = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def build(parity, monkeypatch):
+    """Builds DeepLab with the reference's backbone of given blocks, filled by the reference's names."""
+
+    def build(vectors: Vectors, num_classes: int = 20, prefix: str = "base.", **settings: Any) -> DeepLab:
+        blocks = tuple(vectors.get("n_blocks", np.array([3, 4, 23, 3])).tolist())
+        monkeypatch.setitem(BACKBONES, "reference", lambda stride, dilated: DeepLabResNet(stride, dilated, blocks))
+        backbone = BackboneSettings(name="reference", output_stride=8)
+        network = DeepLab(DeepLab.Settings(backbone=backbone, **settings), num_classes, load_weights=False)
+        fill(parity, network, vectors, prefix)
+        return network.eval()
+
+    return build
+
+
+def reference_name(name: str, prefix: str = "base.") -> str:
+    return prefix + name.removeprefix("backbone.")
+
+
+def fill(parity: Any, network: nn.Module, vectors: Vectors, prefix: str) -> None:
+    seed, gain = int(vectors["fill_seed"]), float(vectors.get("fill_gain", 0.7))
+    state = {
+        name: torch.from_numpy(
+            np.asarray(parity.fill.fill(reference_name(name, prefix), tuple(tensor.shape), seed, gain))
+        )
+        for name, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+
+
+def as_batch(images: np.ndarray) -> Tensor:
+    """uint8 RGB (N, H, W, 3), or one image without N."""
+    return torch.from_numpy(np.stack([normalise_image(image) for image in images.reshape(-1, *images.shape[-3:])]))
+
+
+def assert_close(actual: Tensor, expected: np.ndarray) -> None:
+    """The specification's default tolerance."""
+    assert actual.shape == expected.shape
+    assert np.abs(actual.detach().numpy() - expected).max() <= 1e-5 + 1e-4 * np.abs(expected).max()
+
+
+def test_names_of_the_state(parity, monkeypatch):
+    vectors = parity("deeplab/keys")
+    monkeypatch.setitem(BACKBONES, "reference", DeepLabResNet)
+    backbone = BackboneSettings(name="reference", output_stride=8)
+    with torch.device("meta"):
+        network = DeepLab(DeepLab.Settings(backbone=backbone, multi_scale=True), 20, load_weights=False)
+    found = {reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {
+        str(name): tuple(side for side in shape if side)
+        for name, shape in zip(vectors["v2msc_keys"], vectors["v2msc_shapes"].tolist(), strict=True)
+    }
+    assert found == expected
+    assert sum(parameter.numel() for parameter in network.parameters()) == vectors["v2msc_parameters"]
+
+
+@torch.no_grad()
+def test_every_stage_of_resnet101(parity, build):
+    vectors = parity("deeplab/v2_resnet101")
+    network = build(vectors, prefix="")
+    images = as_batch(vectors["image"])
+    stages = network.backbone(images)
+    stem = network.backbone.layer1.pool(stages[0])
+    scores = network.logits(images)
+    names = ["layer1", "layer2", "layer3", "layer4", "layer5", "aspp"]
+    for name, features in zip(names, [stem, *stages[1:], scores], strict=True):
+        assert features.shape == tuple(vectors[f"{name}_shape"])
+        values = features.double()
+        stats = torch.stack([values.mean(), values.std(correction=0), values.min(), values.max()])
+        assert_close(stats, vectors[f"{name}_stats"])
+        assert_close(features[0, :4, :3, :3], vectors[f"{name}_corner"])
+        assert_close(values.mean((0, 2, 3))[:64], vectors[f"{name}_chan"])
+    assert_close(scores, vectors["logits"])
+    assert_close(scores, vectors["logits64"])
+
+
+@torch.no_grad()
+def test_images_of_any_size(parity, build):
+    vectors = parity("deeplab/v1_v2_small")
+    v2 = build(vectors, prefix="")
+    small_rates = build(vectors, num_classes=5, prefix="", rates=(3, 6, 9, 12))
+    v1_head = nn.Sequential()
+    v1_head.add_module("fc", nn.Conv2d(2048, 91, 1))
+    fill(parity, v1_head, vectors, prefix="")
+    for k in range(len(vectors["sizes"])):
+        images = as_batch(vectors[f"image{k}"])
+        assert_close(v1_head(v2.backbone(images)[-1]), vectors[f"v1_logits{k}"])
+        assert_close(v2.logits(images), vectors[f"v2_logits{k}"])
+        assert_close(small_rates.logits(images), vectors[f"v2s_logits{k}"])
+
+
+@torch.no_grad()
+def test_three_scales_and_their_maximum(parity, build):
+    vectors = parity("deeplab/msc")
+    network = build(vectors, multi_scale=True)
+    for k in range(2):
+        images = as_batch(vectors[f"images{k}"])
+        pyramid = network.pyramid(images)
+        assert_close(pyramid.full, vectors[f"full{k}_size"])
+        assert_close(pyramid.half, vectors[f"half{k}_size"])
+        assert_close(pyramid.three_quarters, vectors[f"threequarter{k}_size"])
+        logits = network.logits(images)
+        assert_close(logits, vectors[f"eval{k}_size"])
+        large = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        clear = vectors[f"margin{k}_size"] > 1e-3
+        assert np.array_equal(large.argmax(1).numpy()[clear], vectors[f"labels{k}_size"][clear])
+
+
+def test_loss_and_its_gradient(parity):
+    vectors = parity("deeplab/loss")
+    names = ["full", "half", "threequarter", "max"]
+    scores = [torch.from_numpy(vectors[f"logits_{name}"]).requires_grad_() for name in names]
+    network = StoredScores(Pyramid(*scores))
+    batch = {"image": torch.zeros(2, 3, 97, 97), "labels": torch.from_numpy(vectors["labels"])}
+    losses = network.losses(batch)
+    for name, loss in zip(names, losses.values(), strict=True):
+        assert loss.item() == pytest.approx(float(vectors[f"loss_{name}"]), rel=1e-5)
+    total = sum(losses.values()) / int(vectors["iter_size"])
+    assert total.item() == pytest.approx(float(vectors["loss_total"]), rel=1e-5)
+    total.backward()
+    for name, tensor in zip(names, scores, strict=True):
+        expected = vectors[f"grad_{name}"]
+        assert np.abs(tensor.grad.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+    batch["labels"] = torch.full_like(batch["labels"], VOID)
+    assert sum(network.losses(batch).values()).item() == 0
+
+
+class StoredScores(DeepLab):
+    """The losses of given scores."""
+
+    def __init__(self, scores: Pyramid) -> None:
+        backbone = BackboneSettings(name="small", output_stride=8, weights=None)
+        super().__init__(DeepLab.Settings(backbone=backbone, multi_scale=True), scores.full.shape[1] - 1)
+        self.stored = scores
+
+    def pyramid(self, images: Tensor) -> Pyramid:
+        return self.stored
+
+
+def test_train_step(parity, build):
+    vectors = parity("deeplab/train_step")
+    network = build(vectors, multi_scale=True).train()
+    parameters = {reference_name(name): parameter for name, parameter in network.named_parameters()}
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    iter_max, iter_size, lr = int(vectors["iter_max"]), int(vectors["iter_size"]), float(vectors["lr"])
+    optimiser = torch.optim.SGD(
+        network.param_groups(lr),
+        lr=lr,
+        momentum=float(vectors["momentum"]),
+        weight_decay=float(vectors["weight_decay"]),
+    )
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for group, key in zip(optimiser.param_groups, ["group_1x", "group_10x", "group_20x"], strict=True):
+        assert {names[id(parameter)] for parameter in group["params"]} == set(vectors[key].tolist())
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    batches = [
+        {"image": as_batch(vectors[f"images{k}"]), "labels": torch.from_numpy(vectors[f"labels{k}"])}
+        for k in range(iter_size)
+    ]
+    checkpoints = vectors["checkpoints"].tolist()
+    for update in range(1, len(vectors["losses"]) + 1):
+        factor = poly_factor(update - 1, iter_max, 0.9, every=10)
+        for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        assert np.abs([group["lr"] for group in optimiser.param_groups] - vectors["lrs"][update - 1]).max() <= 1e-12
+        optimiser.zero_grad()
+        accumulated = 0.0
+        for batch in batches:
+            loss = sum(network.losses(batch).values()) / iter_size
+            loss.backward()
+            accumulated += loss.item()
+        assert accumulated == pytest.approx(vectors["losses"][update - 1], rel=1e-4)
+        optimiser.step()
+        if update in checkpoints:
+            row = checkpoints.index(update)
+            for column, name in enumerate(vectors["watch"].tolist()):
+                total, change = vectors["param_sum_and_delta_norm"][row, column]
+                assert parameters[name].grad.norm().item() == pytest.approx(
+                    vectors["grad_norms"][row, column], rel=1e-3
+                )
+                assert parameters[name].double().sum().item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+                assert (parameters[name] - start[name]).norm().item() == pytest.approx(change, rel=1e-3)
+            deltas = {name: (parameters[name] - start[name]).detach().numpy() for name in parameters}
+            bias = parameters["base.aspp.c1.bias"].detach().numpy()
+            assert_within(bias, vectors[f"aspp_bias_after{update}"], 1e-3)
+            assert_within(deltas["base.aspp.c0.weight"][:3, :5], vectors[f"aspp_weight_delta{update}"], 1e-3)
+            stem = deltas["base.layer1.conv1.conv.weight"][:4]
+            assert_within(stem, vectors[f"stem_weight_delta{update}"], 1e-2)
+
+
+def assert_within(actual: np.ndarray, expected: np.ndarray, fraction: float) -> None:
+    assert np.abs(actual - expected).max() <= fraction * np.abs(expected).max()
 
 
 def test_label_resize(parity):

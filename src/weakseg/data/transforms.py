@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
+from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
@@ -28,9 +29,6 @@ Size: TypeAlias = tuple[int, int]
 Array: TypeAlias = npt.NDArray[Any]
 Image: TypeAlias = npt.NDArray[np.uint8]
 FloatImage: TypeAlias = npt.NDArray[np.float32]
-
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Crop(NamedTuple):
@@ -133,7 +131,10 @@ def scaled_size(size: Size, factor: float, style: Style = "irnet") -> Size:
 
 
 def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
-    """An image (H, W, 3) of uint8 resampled to `size`: uint8 (`irnet`) or float32 in [0, 255] (`deeplab`)."""
+    """An image (H, W, 3) of uint8 resampled to `size`: uint8 (`irnet`) or float32 in [0, 255] (`deeplab`).
+
+    An image that has that size already is returned as it is.
+    """
     if image.shape[:2] == size:
         return image
     if style == "irnet":
@@ -203,8 +204,3 @@ def _source(array: Array, place: Crop) -> Array:
 def mirror(array: Array) -> Array:
     """Left and right exchanged: the last axis reversed, of (3, H, W) or (H, W)."""
     return array[..., ::-1]
-
-
-def normalise(image: Array) -> FloatImage:
-    """An image (..., 3) in [0, 255] with ImageNet's mean and standard deviation: float32 of the same shape."""
-    return (image * (1 / (255 * IMAGENET_STD)) - IMAGENET_MEAN / IMAGENET_STD).astype(np.float32, copy=False)

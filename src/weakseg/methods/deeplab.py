@@ -1,0 +1,171 @@
+"""DeepLab v2: a dilated classification network as a segmenter, with atrous spatial pyramid pooling.
+
+Chen, Papandreou, Kokkinos, Murphy, Yuille, "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
+Convolution, and Fully Connected CRFs", TPAMI 2018 (arXiv 1606.00915).
+
+With features f(x) of an image x at a stride of 8 pixels, one 3×3 classifier for each rate r (section 3.2), and the
+label y_p at pixel p of the score map, void pixels V left out:
+
+    s(x) = Σ_r w_r *_r f(x)                                        scores, *_r is convolution with dilation r
+    L    = - mean over p ∉ V of log softmax(s_p(x))[y_p]
+
+With multi-scale processing (section 4.1), s(x) is the maximum over the scores of x at the scales 1, ½ and ¾, and the
+loss is the sum of the losses of the four score maps (Chen et al., "Attention to scale", CVPR 2016, section 3.3).
+
+Published weights of DeepLab v2 started from a network trained on the *masks* of MS-COCO. In research on weak
+labels that is extra supervision, so nothing here uses them unless a recipe names the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
+from weakseg.methods import base
+from weakseg.models.aspp import ASPP
+from weakseg.models.norm import FixedBatchNorm2d
+from weakseg.models.registry import BackboneSettings, build_backbone
+from weakseg.models.weights import read_state
+from weakseg.ops.resize import resize_labels
+from weakseg.parallel import mean_over_ranks
+
+PUBLISHED_PREFIX = "base."
+
+
+class Pyramid(NamedTuple):
+    """Scores (N, 1 + C, h, w) of an image at three scales, each of its own size, and their maximum at the largest."""
+
+    full: Tensor
+    half: Tensor
+    three_quarters: Tensor
+    maximum: Tensor
+
+
+class DeepLab(nn.Module):
+    """A backbone and ASPP. `num_classes` is C, without the background.
+
+    `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
+    """
+
+    class Settings(base.Settings):
+        """ASPP has one classifier for each of `rates` and learns `head_lr_factor` times as fast as the backbone.
+
+        `multi_scale` trains on, and predicts from, three scales of each image: 1.8 times the work. `loss_at` says
+        whether labels come down to the scores ("output") or scores up to the labels ("image").
+        """
+
+        backbone: BackboneSettings = BackboneSettings(name="resnet101", output_stride=8)
+        rates: tuple[PositiveInt, ...] = Field(default=(6, 12, 18, 24), min_length=1)
+        head_lr_factor: float = Field(default=10.0, gt=0)
+        multi_scale: bool = False
+        loss_at: Literal["output", "image"] = "output"
+
+    def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
+        super().__init__()
+        self.settings = settings
+        self.num_classes = num_classes
+        self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
+        if settings.backbone.weights is not None:
+            _fix_normalisation(self.backbone)
+        self.aspp = ASPP(self.backbone.channels[-1], 1 + num_classes, settings.rates)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w) at the stride of the backbone."""
+        return self.pyramid(images).maximum if self.settings.multi_scale else self.scores(images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Scores (N, 1 + C, h, w) of the images as they are."""
+        return self.aspp(self.backbone(images)[-1])
+
+    def pyramid(self, images: Tensor) -> Pyramid:
+        """Scores at the scales 1, 1/2 and 3/4, and their maximum."""
+        full, half, three_quarters = (self.scores(_scaled(images, quarters)) for quarters in (4, 2, 3))
+        size = full.shape[-2:]
+        maximum = torch.stack([full, _resized(half, size), _resized(three_quarters, size)]).amax(0)
+        return Pyramid(full, half, three_quarters, maximum)
+
+    def losses(self, batch: base.Batch) -> dict[str, Tensor]:
+        """Cross entropy, mean over the pixels with a label in all processes' batches; 0 where there are none.
+
+        Raises `WeaksegError` for labels that are neither 0 … C nor void.
+        """
+        images, labels = batch["image"], batch["labels"]
+        self._check(labels)
+        if not self.settings.multi_scale:
+            return {"segmentation": self._cross_entropy(self.scores(images), labels)}
+        pyramid = self.pyramid(images)._asdict()
+        return {f"segmentation_{name}": self._cross_entropy(scores, labels) for name, scores in pyramid.items()}
+
+    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self.settings.loss_at == "output":
+            labels = resize_labels(labels, (scores.shape[-2], scores.shape[-1]))
+        else:
+            scores = _resized(scores, labels.shape[-2:])
+        total = F.cross_entropy(scores.float(), labels.long(), ignore_index=VOID, reduction="sum")
+        return mean_over_ranks(total, (labels != VOID).sum())
+
+    def _check(self, labels: Tensor) -> None:
+        wrong = labels[(labels > self.num_classes) & (labels != VOID)]
+        if wrong.numel():
+            raise WeaksegError(
+                f"A label map holds {', '.join(map(str, wrong.unique().tolist()))}, but the segmenter has the labels "
+                f"0 … {self.num_classes} and {VOID} (void). Were the masks made for another list of classes?"
+            )
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The backbone, ASPP's weights, and its biases at twice their rate and without weight decay.
+
+        The normalisation of a pretrained backbone is in no group.
+        """
+        head_lr = lr * self.settings.head_lr_factor
+        classifiers = list(self.aspp.classifiers())
+        return [
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
+            {"params": [classifier.weight for classifier in classifiers], "lr": head_lr},
+            {"params": [classifier.bias for classifier in classifiers], "lr": 2 * head_lr, "weight_decay": 0.0},
+        ]
+
+
+def _fix_normalisation(backbone: nn.Module) -> None:
+    """Keep the scale and the shift of pretrained batch normalisation as they are, like its statistics."""
+    for module in backbone.modules():
+        if isinstance(module, FixedBatchNorm2d):
+            module.requires_grad_(False)
+
+
+def _scaled(images: Tensor, quarters: int) -> Tensor:
+    """Images at `quarters` / 4 of their size, rounded down but at least 1. Sizes are given rather than factors, so
+    that the corners of all scales meet when sizes are not divisible by 4."""
+    height, width = (max(1, side * quarters // 4) for side in images.shape[-2:])
+    return images if quarters == 4 else _resized(images, (height, width))
+
+
+def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The state of a `DeepLab` with `multi_scale` and the backbone "deeplab_resnet101" from a published PyTorch
+    checkpoint of DeepLab v2 (`deeplabv2_resnet101_msc-*.pth`).
+
+    Raises `WeaksegError` for names that such a file does not have. What is missing shows when the state is loaded.
+    """
+    state = {}
+    for name, tensor in read_state(path).items():
+        if not name.startswith((f"{PUBLISHED_PREFIX}layer", f"{PUBLISHED_PREFIX}aspp.")):
+            raise WeaksegError(
+                f"{path} is no checkpoint of DeepLab v2 with multi-scale inputs: it has a tensor {name}."
+            )
+        own_name = name.removeprefix(PUBLISHED_PREFIX)
+        state[own_name if own_name.startswith("aspp.") else f"backbone.{own_name}"] = tensor
+    return state
+
+
+SEGMENTER = DeepLab

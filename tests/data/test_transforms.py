@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weakseg.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augmentation,
+    Style,
+    crop,
+    longer_side_size,
+    normalised_crop,
+    random_crop,
+    resize_image,
+    scaled_size,
+    top_left_crop,
+)
+from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
+from weakseg.ops.activation import normalise_image
+from weakseg.settings import validate
+
+SIDES = st.integers(1, 50)
+STYLES = st.sampled_from(["irnet", "deeplab"])
+
+
+def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose pixels say where they are, and a label map that agrees with its first channel."""
+    rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+    return np.stack([rows, columns, rows], axis=-1), rows
+
+
+def denormalised(view: np.ndarray) -> np.ndarray:
+    """(3, H, W) normalised to (H, W, 3) in [0, 255]."""
+    return 255 * (view.transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN)
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.integers(0, 99))
+def test_image_and_labels_stay_together(height: int, width: int, side: int, style: Style, seed: int) -> None:
+    image, labels = coordinates(height, width)
+    augmentation = Augmentation(style=style, crop=side)
+    view, label_view = augmentation(image, labels, np.random.default_rng(seed))
+    assert view.shape == (3, side, side)
+    assert view.dtype == np.float32
+    assert label_view is not None
+    assert label_view.shape == (side, side)
+    assert label_view.dtype == np.uint8
+    inside = label_view != VOID
+    assert inside.sum() == min(height, side) * min(width, side)
+    assert np.all(view[:, ~inside] == 0)
+    np.testing.assert_allclose(denormalised(view)[inside][:, 0], label_view[inside], atol=1e-3)
+
+
+@pytest.mark.parametrize("style", ["irnet", "deeplab"])
+@pytest.mark.parametrize("factor", [0.5, 0.83, 1.5])
+def test_scaled_image_and_labels_have_their_edges_at_the_same_place(style: Style, factor: float) -> None:
+    labels = np.zeros((64, 90), np.uint8)
+    labels[20:50, 30:70] = 1
+    image = np.repeat(labels[..., None] * 255, 3, axis=-1)
+    augmentation = Augmentation(style=style, scale_choices=(factor,), crop=150)
+    for seed in range(4):
+        view, label_view = augmentation(image, labels, np.random.default_rng(seed))
+        assert label_view is not None
+        inside = label_view != VOID
+        differs = inside & ((denormalised(view)[..., 0] > 127.5) != (label_view == 1))
+        assert differs.sum() <= 0.02 * inside.sum()
+        assert (label_view == 1).sum() == pytest.approx(30 * 40 * factor**2, rel=0.1)
+
+
+def test_the_same_randomness_gives_the_same_view_and_another_another() -> None:
+    image, labels = coordinates(60, 80)
+    augmentation = Augmentation(resize_long=(50, 90), scale_range=(0.5, 1.5), crop=40)
+    first, again, other = (augmentation(image, labels, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_labels_do_not_influence_the_image() -> None:
+    image, labels = coordinates(60, 80)
+    augmentation = Augmentation(scale_range=(0.5, 1.5), crop=40)
+    with_labels, _ = augmentation(image, labels, np.random.default_rng(3))
+    without, none = augmentation(image, None, np.random.default_rng(3))
+    assert none is None
+    assert np.array_equal(with_labels, without)
+
+
+def test_numbers_are_drawn_in_the_documented_order() -> None:
+    image, _ = coordinates(60, 80)
+    augmentation = Augmentation(resize_long=(100, 120), scale_range=(1.0, 1.5), crop=40)
+    view, _ = augmentation(image, None, np.random.default_rng(5))
+
+    rng = np.random.default_rng(5)
+    size = longer_side_size((60, 80), int(rng.integers(100, 121)))
+    size = scaled_size(size, rng.uniform(1.0, 1.5))
+    left, top = rng.integers(size[1] - 40 + 1), rng.integers(size[0] - 40 + 1)
+    expected = normalise_image(resize_image(image, size)[top : top + 40, left : left + 40])
+    if rng.random() < 0.5:
+        expected = expected[..., ::-1]
+    np.testing.assert_allclose(view, expected, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.integers(0, 20))
+def test_crops_lie_inside_and_are_as_large_as_possible(
+    height: int, width: int, side: int, style: Style, seed: int
+) -> None:
+    place = random_crop((height, width), side, style, np.random.default_rng(seed))
+    assert (place.height, place.width) == (min(height, side), min(width, side))
+    for begin, crop_begin, extent, length in [
+        (place.top, place.crop_top, place.height, height),
+        (place.left, place.crop_left, place.width, width),
+    ]:
+        assert 0 <= begin <= length - extent
+        assert 0 <= crop_begin <= side - extent
+        assert begin == 0 or crop_begin == 0
+
+
+def test_every_place_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    larger = {random_crop((7, 9), 5, "irnet", rng)[1:3] for _ in range(500)}
+    assert larger == {(top, left) for top in range(3) for left in range(5)}
+    smaller = {random_crop((2, 3), 4, "irnet", rng)[3:5] for _ in range(500)}
+    assert smaller == {(top, left) for top in range(3) for left in range(2)}
+    assert {random_crop((2, 3), 4, "deeplab", rng)[3:5] for _ in range(50)} == {(0, 0)}
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60))
+def test_normalising_and_cropping_commute(height: int, width: int, side: int) -> None:
+    image, _ = coordinates(height, width)
+    place = random_crop((height, width), side, "irnet", np.random.default_rng(0))
+    expected = crop(normalise_image(image).transpose(1, 2, 0), place, 0).transpose(2, 0, 1)
+    np.testing.assert_allclose(normalised_crop(image, place), expected, atol=1e-6)
+
+
+def test_top_left_crop() -> None:
+    _, labels = coordinates(5, 9)
+    cut = crop(labels, top_left_crop((5, 9), 7), VOID)
+    assert np.array_equal(cut[:5], labels[:, :7])
+    assert np.all(cut[5:] == VOID)
+
+
+def test_mirrored_half_of_the_time_and_never_without() -> None:
+    image, _ = coordinates(8, 8)
+    plain = normalise_image(image)
+    rng = np.random.default_rng(0)
+    mirrored = [np.allclose(Augmentation(crop=8)(image, None, rng)[0], plain[..., ::-1], atol=1e-5) for _ in range(200)]
+    assert 70 < sum(mirrored) < 130
+    assert all(np.allclose(Augmentation(crop=8, mirror=False)(image, None, rng)[0], plain, atol=1e-5) for _ in range(9))
+
+
+def test_sizes() -> None:
+    assert scaled_size((5, 9), 0.5) == (2, 4)  # 2.5 and 4.5, half to even
+    assert scaled_size((7, 9), 0.5, "deeplab") == (3, 4)
+    assert scaled_size((1, 100), 0.2) == (1, 20)
+    assert scaled_size((1, 100), 0.2, "deeplab") == (1, 20)
+    assert longer_side_size((375, 500), 333) == (250, 333)
+    assert longer_side_size((375, 500), 333, "deeplab") == (249, 333)
+    assert longer_side_size((1000, 1), 320) == (320, 1)
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 400), STYLES)
+def test_the_longer_side_is_what_was_asked_for(height: int, width: int, target: int, style: Style) -> None:
+    assert max(longer_side_size((height, width), target, style)) == target
+
+
+@pytest.mark.parametrize("style", ["irnet", "deeplab"])
+def test_resizing_keeps_a_constant_image(style: Style) -> None:
+    image = np.full((13, 8, 3), 77, np.uint8)
+    resized = resize_image(image, (29, 5), style)
+    assert resized.shape == (29, 5, 3)
+    np.testing.assert_allclose(resized, 77, atol=1e-4)
+
+
+def test_sizes_must_agree() -> None:
+    image, labels = coordinates(30, 40)
+    with pytest.raises(WeaksegError, match="label map of 40×29 pixels was given for an image of 40×30"):
+        Augmentation()(image, labels[1:], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale_range": [1.5, 0.5]}, "train.augment.scale_range: the lower end of the range comes first"),
+        ({"scale_range": [0.5, 1], "scale_choices": [1]}, "set scale_range or scale_choices, not both"),
+        ({"crop": 0}, "train.augment.crop: input should be greater than 0"),
+        ({"scale_choices": []}, "train.augment.scale_choices: "),
+        ({"resize_lon": [320, 640]}, 'train.augment.resize_lon: unknown setting. Did you mean "resize_long"?'),
+    ],
+)
+def test_wrong_settings_are_explained(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeaksegError) as error:
+        validate(Augmentation, values, "train.augment")
+    assert message in str(error.value)
+
+
+def test_one_scale_may_be_given_as_a_number() -> None:
+    assert validate(Augmentation, {"scale_choices": 1.5}, "").scale_choices == (1.5,)
+    assert validate(Augmentation, {"scale_range": [0.5, 1.5]}, "").model_dump(mode="json")["scale_range"] == [0.5, 1.5]

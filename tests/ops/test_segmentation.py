@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weakseg.ops.activation import normalise_image, resize_image
+from weakseg.ops.segmentation import multi_scale_probabilities
+
+
+def random_image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def logits(images: Tensor) -> Tensor:
+    """A tiny network of stride 4 that does not look the same in the mirror."""
+    kernel = torch.linspace(-1, 1, 4 * 3 * 3 * 3).sin().reshape(4, 3, 3, 3)
+    return F.conv2d(images, kernel, stride=4, padding=1)
+
+
+def views_one_by_one(image: np.ndarray, scales: list[float], mirror: bool) -> np.ndarray:
+    full_size = []
+    for scale in scales:
+        batch = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
+        for flipped in [False, True] if mirror else [False]:
+            scores = logits(batch.flip(3) if flipped else batch)
+            scores = F.interpolate(scores, image.shape[:2], mode="bilinear", align_corners=False)
+            full_size.append(scores.flip(3) if flipped else scores)
+    return torch.cat(full_size).mean(0).softmax(0).numpy()
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (33, 47), (64, 40)])
+def test_is_the_softmax_of_the_mean_over_all_views(size: tuple[int, int], mirror: bool) -> None:
+    image, scales = random_image(*size), [0.5, 1.0, 1.5]
+    probabilities = multi_scale_probabilities(logits, image, scales, mirror=mirror)
+    assert probabilities.shape == (4, *size)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-6)
+    np.testing.assert_allclose(probabilities, views_one_by_one(image, scales, mirror), atol=1e-5)
+
+
+def test_with_mirror_the_mirrored_image_gives_the_mirrored_result() -> None:
+    image = random_image(30, 45)
+    result = multi_scale_probabilities(logits, image, [1.0], mirror=True)
+    mirrored = multi_scale_probabilities(logits, np.ascontiguousarray(image[:, ::-1]), [1.0], mirror=True)
+    np.testing.assert_allclose(mirrored[..., ::-1], result, atol=1e-5)
