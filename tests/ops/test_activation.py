@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+from torch.nn import functional as F
+
+from weakseg.errors import WeaksegError
+from weakseg.files import write_npz
+from weakseg.ops.activation import (
+    ActivationMaps,
+    full_size_maps,
+    maps_per_scale,
+    multi_scale_maps,
+    normalise_image,
+    normalise_present,
+    resize_image,
+)
+
+CPU = torch.device("cpu")
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def brightness(images: Tensor) -> Tensor:
+    """A stand-in for a network of stride 16 with two classes: bright places and dark places."""
+    mean = F.avg_pool2d(F.pad(images, (0, -images.shape[3] % 16, 0, -images.shape[2] % 16)), 16).mean(1, keepdim=True)
+    return torch.cat([mean, -mean], 1).relu()
+
+
+def test_normalise_image_by_hand() -> None:
+    image = np.array([[[0, 128, 255]]], np.uint8)
+    expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    result = normalise_image(image)
+    assert result.shape == (3, 1, 1)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result.ravel(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [((70, 93), 0.5, (35, 46)), ((5, 7), 0.5, (2, 4)), ((1, 2), 0.25, (1, 1)), ((3, 3), 2.0, (6, 6))],
+)
+def test_size_of_a_scaled_image_is_rounded_half_to_even(
+    size: tuple[int, int], scale: float, expected: tuple[int, int]
+) -> None:
+    assert resize_image(picture(*size), scale).shape == (*expected, 3)
+
+
+def test_scale_1_leaves_the_image_alone() -> None:
+    image = picture(9, 5)
+    assert np.array_equal(resize_image(image, 1.0), image)
+
+
+@given(height=st.integers(1, 50), width=st.integers(1, 50), stride=st.integers(1, 9), count=st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_maps_of_a_batch_are_those_of_its_images(height: int, width: int, stride: int, count: int) -> None:
+    images = [picture(height, width, seed) for seed in range(count)]
+    scales = (1.0, 0.5)
+    together = multi_scale_maps(brightness, images, scales, CPU, stride)
+    assert tuple(together.shape) == (count, 2, -(-height // stride), -(-width // stride))
+    assert together.dtype == torch.float32
+    alone = torch.cat([multi_scale_maps(brightness, [image], scales, CPU, stride) for image in images])
+    torch.testing.assert_close(together, alone)
+
+
+def test_a_mirrored_image_has_mirrored_maps() -> None:
+    image = picture(48, 64)
+    maps = multi_scale_maps(brightness, [image], (1.0, 0.5, 1.5), CPU)
+    mirrored = multi_scale_maps(brightness, [np.ascontiguousarray(image[:, ::-1])], (1.0, 0.5, 1.5), CPU)
+    torch.testing.assert_close(mirrored, maps.flip(3))
+
+
+def test_a_constant_network_counts_scales_and_mirrors() -> None:
+    def constant(images: Tensor) -> Tensor:
+        return torch.full((len(images), 1, 2, 3), 0.5)
+
+    image = picture(21, 30)
+    torch.testing.assert_close(multi_scale_maps(constant, [image], (1.0, 0.5, 2.0), CPU), torch.full((1, 1, 6, 8), 3.0))
+    raw = maps_per_scale(constant, [image], (1.0, 0.5, 2.0), CPU)
+    torch.testing.assert_close(full_size_maps(raw, (21, 30)), torch.full((1, 1, 21, 30), 3.0))
+
+
+def test_inference_records_no_gradients() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    maps = multi_scale_maps(lambda images: brightness(images) * weight, [picture(16, 16)], (1.0,), CPU)
+    assert not maps.requires_grad
+
+
+def test_normalise_present_by_hand() -> None:
+    maps = np.array([[[1.0, 3.0]], [[5.0, 5.0]], [[0.0, 0.0]], [[2.0, 0.5]]], np.float32)
+    result = normalise_present(maps, [4, 1, 3], (3, 7))
+    assert result.labels.tolist() == [1, 3, 4]
+    assert result.labels.dtype == np.int16
+    expected = [[[1 / 3.00001, 3 / 3.00001]], [[0, 0]], [[2 / 2.00001, 0.5 / 2.00001]]]
+    np.testing.assert_allclose(result.maps, expected, rtol=1e-6)
+    assert maps[0, 0, 0] == 1  # the input is left alone
+
+
+def test_an_image_without_classes_has_no_maps(tmp_path: Path) -> None:
+    result = normalise_present(np.ones((3, 2, 2), np.float32), [], (8, 5))
+    assert result.maps.shape == (0, 2, 2)
+    result.save(tmp_path / "m.npz")
+    loaded = ActivationMaps.load(tmp_path / "m.npz")
+    assert loaded.labels.shape == (0,)
+    assert loaded.upsampled().shape == (0, 8, 5)
+
+
+@pytest.mark.parametrize("label", [0, 4, -1])
+def test_normalise_present_refuses_labels_out_of_range(label: int) -> None:
+    with pytest.raises(ValueError, match=r"not all in 1 … 3"):
+        normalise_present(np.ones((3, 2, 2), np.float32), [label], (8, 8))
+
+
+@given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), stride=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, height: int, width: int, stride: int
+) -> None:
+    labels = sorted(data.draw(st.sets(st.integers(1, 254), max_size=4)))
+    shape = (len(labels), -(-height // stride), -(-width // stride))
+    maps = data.draw(hnp.arrays(np.float16, shape, elements=st.floats(0, 1, width=16)))
+    path = tmp_path_factory.getbasetemp() / "activation maps" / "bilder.npz"
+    ActivationMaps(np.array(labels, np.int16), maps, (height, width), stride).save(path)
+    loaded = ActivationMaps.load(path)
+    assert (loaded.labels.tolist(), loaded.size, loaded.stride) == (labels, (height, width), stride)
+    assert (loaded.labels.dtype, loaded.maps.dtype) == (np.int16, np.float16)
+    np.testing.assert_array_equal(loaded.maps, maps)
+
+
+def bilinear(maps: np.ndarray, y: float, x: float) -> float:
+    """A map (h, w) at the fractional cell (y, x), its border repeated."""
+    h, w = maps.shape
+    y, x = min(max(y, 0.0), h - 1.0), min(max(x, 0.0), w - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+    v, u = y - top, x - left
+    upper = maps[top, left] * (1 - u) + maps[top, right] * u
+    lower = maps[bottom, left] * (1 - u) + maps[bottom, right] * u
+    return float(upper * (1 - v) + lower * v)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((10, 7), 4), ((4, 9), 3), ((1, 1), 8), ((6, 6), 1)])
+def test_upsampled_is_bilinear_between_centres_of_cells(size: tuple[int, int], stride: int) -> None:
+    rng = np.random.default_rng(0)
+    cells = rng.random((2, -(-size[0] // stride), -(-size[1] // stride))).astype(np.float32)
+    result = ActivationMaps(np.array([1, 2], np.int16), cells, size, stride).upsampled()
+    assert result.shape == (2, *size)
+    assert result.dtype == np.float32
+    for k, y, x in np.ndindex(*result.shape):
+        expected = bilinear(cells[k], (y + 0.5) / stride - 0.5, (x + 0.5) / stride - 0.5)
+        assert result[k, y, x] == pytest.approx(expected, abs=1e-5)
+
+
+GOOD: dict[str, Any] = {
+    "labels": np.array([2, 5], np.int16),
+    "maps": np.full((2, 3, 2), 0.5, np.float16),
+    "size": np.array([10, 8], np.int32),
+    "stride": np.array(4, np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maps": None}, "it holds labels, size, stride, expected labels, maps, size, stride"),
+        ({"extra": np.zeros(1)}, "it holds extra, labels"),
+        ({"maps": np.zeros((2, 3, 2))}, "maps float64"),
+        ({"labels": np.array(["a", "b"])}, "labels are <U1"),
+        ({"size": np.array([10.0, 8.0])}, "size float64"),
+        ({"size": np.array([10, 0], np.int32)}, "not two positive numbers"),
+        ({"stride": np.array(0, np.int32)}, "not two positive numbers"),
+        ({"stride": np.array(5, np.int32)}, "does not fit an image of [10, 8] at stride 5"),
+        ({"labels": np.array([1, 2, 3], np.int16)}, "does not fit an image"),
+        ({"labels": np.array(2, np.int16)}, "does not fit an image"),
+        ({"labels": np.array([5, 2], np.int16)}, "[5, 2] are not ascending"),
+        ({"labels": np.array([2, 2], np.int16)}, "[2, 2] are not ascending"),
+        ({"labels": np.array([0, 2], np.int16)}, "[0, 2] are not ascending"),
+        ({"labels": np.array([2, 255], np.int16)}, "[2, 255] are not ascending"),
+        ({"maps": np.full((2, 3, 2), 1.5, np.float16)}, "outside 0 … 1"),
+        ({"maps": np.full((2, 3, 2), np.nan, np.float16)}, "outside 0 … 1"),
+    ],
+)
+def test_load_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    arrays = {name: array for name, array in (GOOD | change).items() if array is not None}
+    write_npz(tmp_path / "dog.npz", arrays)
+    with pytest.raises(WeaksegError) as raised:
+        ActivationMaps.load(tmp_path / "dog.npz")
+    assert str(raised.value).startswith(f"{tmp_path / 'dog.npz'} is no file of activation maps: ")
+    assert message in str(raised.value)
+
+
+def test_load_accepts_what_the_bad_cases_start_from(tmp_path: Path) -> None:
+    write_npz(tmp_path / "dog.npz", GOOD)
+    assert ActivationMaps.load(tmp_path / "dog.npz").labels.tolist() == [2, 5]
+
+
+def test_load_refuses_objects(tmp_path: Path) -> None:
+    np.savez(tmp_path / "evil.npz", **(GOOD | {"labels": np.array([{"a": 1}], object)}))
+    with pytest.raises(WeaksegError, match=r"evil\.npz is not a readable array file"):
+        ActivationMaps.load(tmp_path / "evil.npz")
+
+
+def test_save_refuses_what_load_would_refuse(tmp_path: Path) -> None:
+    maps = ActivationMaps(np.array([1], np.int16), np.ones((1, 5, 5), np.float32), (8, 8), 4)
+    with pytest.raises(ValueError, match="does not fit an image"):
+        maps.save(tmp_path / "m.npz")
+    assert list(tmp_path.iterdir()) == []
