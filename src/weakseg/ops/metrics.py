@@ -12,12 +12,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
+from weakseg.ops.permutohedral import compiled
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.uint8]
@@ -488,7 +488,7 @@ def _json(values: Scores | float) -> Any:
     return [_json(value) for value in values.tolist()]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _count_pairs(matrix: Counts, truth: Labels, prediction: Labels) -> None:
     """Count pixels by (true label, predicted label); labels that are no class share the last row and column."""
     no_class = matrix.shape[0] - 1
@@ -497,7 +497,7 @@ def _count_pairs(matrix: Counts, truth: Labels, prediction: Labels) -> None:
             matrix[min(truth[i], no_class), min(prediction[i], no_class)] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _count_scores(
     histogram: Counts,
     truth: Labels,
@@ -524,7 +524,7 @@ def _count_scores(
         histogram[min(truth[i], no_class), label, low] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _matches(contours: Labels, others: Labels, disk: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Where a contour pixel has one of the same label among `others` within `disk`."""
     height, width = contours.shape
