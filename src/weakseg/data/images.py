@@ -1,0 +1,244 @@
+"""Image and mask files: finding them, decoding them to the two array contracts, writing label maps."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from weakseg.data.findings import Report
+from weakseg.errors import WeaksegError
+from weakseg.files import atomic_path
+from weakseg.labels import BACKGROUND, palette
+
+MAX_PIXELS = 80_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# Pillow also opens formats that start other programs (EPS); a picture from a stranger gets these decoders only.
+_DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+LabelMap = npt.NDArray[np.uint8]
+
+
+# Finding files
+
+
+def find_files(folder: Path, suffixes: Collection[str], report: Report) -> dict[str, Path]:
+    """The files under `folder`, at any depth, by name: the relative path without suffix, `/` between folders,
+    Unicode in composed form (NFC), which is how people type what a Mac stores decomposed.
+
+    Only what this listing holds is ever opened, so a name in a label file cannot lead out of the folder. Hidden
+    files and other suffixes are left out; a folder that does not exist is empty. Two files of one name are
+    reported as a problem. Raises `WeaksegError` where a sub-folder cannot be read or is a link.
+    """
+    found: dict[str, Path] = {}
+    for parent, folders, files in os.walk(folder, onerror=_unless_missing):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if (link := Path(parent, name)).is_symlink():
+                raise WeaksegError(f"{link} is a link to a folder, which could lead anywhere. Move the files here.")
+        for file in sorted(files):
+            stem, suffix = os.path.splitext(file)  # noqa: PTH122 (a Path for each of 100,000 files is slow)
+            if file.startswith(".") or suffix.lower() not in suffixes:
+                continue
+            name = unicodedata.normalize("NFC", Path(parent, stem).relative_to(folder).as_posix())
+            path = Path(parent, file)
+            if name in found:
+                report.problems.append(
+                    f'{path} and {found[name].name} have the same name "{name}". Rename one of them.'
+                )
+            else:
+                found[name] = path
+    return found
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise WeaksegError(f"{error.filename} could not be read: {error.strerror}.") from error
+
+
+def match_name(reference: str, found: Mapping[str, Path]) -> str | None:
+    """The name in `found` that a label file means by `reference`, with or without its suffix; else `None`."""
+    name = unicodedata.normalize("NFC", reference.strip()).replace("\\", "/").removeprefix("./")
+    if name in found:
+        return name
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return stem if suffix.lower() in IMAGE_SUFFIXES and stem in found else None
+
+
+# Images
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Decode an image file to RGB, uint8 (H, W, 3), turned upright as its EXIF orientation says.
+
+    Greyscale is repeated over the channels; transparent pixels are laid over white; 16-bit values are scaled
+    from 0 … 65535 to 0 … 255; CMYK and palettes are converted; of several frames the first is taken. Colour
+    profiles are ignored, as usual in the field.
+
+    Raises `WeaksegError` for a file that is missing, damaged, truncated, of another format or of more than
+    80 megapixels (found before decoding).
+    """
+    with _opened(path, _DECODERS) as image:
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+        return np.array(rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) in pixels of what `read_image` returns, from the file's header alone; raises as `read_image`."""
+    with _opened(path, _DECODERS) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def conversions(path: Path) -> list[str]:
+    """What `read_image` changes about the stored picture ("CMYK", "EXIF rotation", …), from the file's header."""
+    with _opened(path, _DECODERS) as image:
+        found = []
+        if image.mode in ("CMYK", "1", "P", "PA"):
+            found.append({"CMYK": "CMYK", "1": "black and white"}.get(image.mode, "a palette"))
+        if image.mode.startswith(("L", "I")):
+            found.append("greyscale")
+        if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+            found.append("16 bits")
+        if image.has_transparency_data:
+            found.append("transparency (laid over white)")
+        if _orientation(image) in _TURNS:
+            found.append("EXIF rotation")
+        # A second picture in a JPEG is a phone's thumbnail or depth map, nothing that anyone misses.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            found.append("several frames (the first is taken)")
+        return found
+
+
+@contextmanager
+def _opened(path: Path, decoders: tuple[str, ...]) -> Iterator[ImageFile.ImageFile]:
+    """An open, not yet decoded image. Whatever goes wrong in the block is an error of this file."""
+    too_large = f"{path} has more than {MAX_PIXELS // 10**6} megapixels. Scale it down or remove it."
+    try:
+        with Image.open(path, formats=decoders) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise WeaksegError(too_large)
+            yield image
+    except WeaksegError:
+        raise
+    except FileNotFoundError:
+        raise WeaksegError(f"{path} does not exist.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise WeaksegError(too_large) from None
+    except UnidentifiedImageError:
+        raise WeaksegError(f"{path} is not a readable {' / '.join(decoders)} file. Convert or remove it.") from None
+    except Exception as error:  # decoders meet broken data with almost any exception
+        raise WeaksegError(f"{path} cannot be decoded ({error}). Replace or remove it.") from error
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF orientation 1 … 8 from the header, of an image that is not yet decoded."""
+    # Pillow turns TIFF files itself, and would decode a whole PNG in search of an EXIF block at its end.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its values do not fit 16 bits; save it with 8 bits per channel")
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("it stores floating-point values; save it with 8 bits per channel")
+    if image.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+# Masks
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """The values of a palette or 8-bit greyscale PNG as they are stored, uint8 (H, W).
+
+    Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
+    """
+    with _opened(path, ("PNG",)) as image:
+        # Greyscale of fewer than 8 bits is refused as well: decoding stretches its values over 0 … 255.
+        if image.mode != "P" and image.tile[0][3] != "L":
+            raise WeaksegError(
+                f"{path} is no label map: its pixels are of kind {image.tile[0][3]}. A mask is a palette "
+                '("indexed colour") or 8-bit greyscale PNG whose pixel values are class numbers, not colours. '
+                "Save it again as one of these."
+            )
+        return np.array(image)
+
+
+def write_label_map(path: Path, labels: LabelMap) -> None:
+    """Write labels, uint8 (H, W), as a palette PNG in the PASCAL VOC colours; the bytes depend on them alone."""
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"a label map is uint8 (H, W), not {labels.dtype} {labels.shape}")
+    height, width = labels.shape
+    image = Image.frombytes("P", (width, height), labels.tobytes())
+    image.putpalette(palette())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+@dataclass(frozen=True)
+class IndexMask:
+    """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels."""
+
+    path: Path
+    labels: Mapping[int, int]
+
+    def read(self) -> LabelMap:
+        """The label map (H, W); raises `WeaksegError` for values that `labels` does not know."""
+        values = read_label_map(self.path)
+        counts = np.bincount(values.ravel(), minlength=256)
+        unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in self.labels]
+        if unknown:
+            found = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown)
+            known = ", ".join(str(value) for value in sorted(self.labels))
+            raise WeaksegError(
+                f"{self.path} holds values that are no class: {found}. Known values: {known}. "
+                "Correct the mask or the list of classes."
+            )
+        table = np.zeros(256, np.uint8)
+        table[list(self.labels.keys())] = list(self.labels.values())
+        return table[values]
+
+    def fingerprint(self) -> str:
+        """Changes when the file does (its size and time of change)."""
+        return file_stamp(self.path)
+
+
+def file_stamp(path: Path) -> str:
+    """Size in bytes and time of change in nanoseconds; raises `WeaksegError` where the file is missing."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise WeaksegError(f"{path} cannot be read: {error.strerror}.") from error
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def overlay(image: npt.NDArray[np.uint8], labels: LabelMap, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
+    """A picture of labels (H, W) on an image (H, W, 3): their colours at opacity `alpha`, the background bare."""
+    colours = np.array(palette(), np.float32).reshape(256, 3)
+    opacity = np.where(labels == BACKGROUND, 0, np.float32(alpha))[..., None]
+    return np.round(image * (1 - opacity) + colours[labels] * opacity).astype(np.uint8)

@@ -1,0 +1,267 @@
+"""Data sets in the layout of PASCAL VOC 2012 (Everingham et al., IJCV 2015), SBD's extra masks included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.findings import Report, reading
+from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
+from weakseg.data.pickled import read_pickled_dict
+from weakseg.errors import WeaksegError
+from weakseg.files import read_json
+from weakseg.labels import BACKGROUND, VOID, Box, Classes, WeakLabels
+
+# fmt: off
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+LISTS = Path("ImageSets", "Segmentation")
+MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
+MAX_ANNOTATION_BYTES = 16 * 1024**2
+
+
+def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
+    """Read `JPEGImages`, `SegmentationClass[Aug]`, `Annotations` and every list in `ImageSets/Segmentation`.
+
+    - A list is a split. Its lines are names, or pairs `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+    - Masks: a pair names its own; else a list with "aug" in its name prefers `SegmentationClassAug`, the others
+      `SegmentationClass`; where the preferred folder has none the other's is taken. Without either: no mask.
+    - Classes: `classes.json` (name → value in the masks, "background" and "void" allowed), else VOC's 20.
+    - Tags: the first of `tags.json` (image → names), `cls_labels.npy` (image → 0/1 per class, as published with
+      AffinityNet and IRNet) and `Annotations/*.xml` that knows the image. They are never taken from masks:
+      ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
+    - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
+      includes its last.
+
+    Problems go to `report`; without one they are raised together as a `WeaksegError`.
+    """
+    root = Path(root)
+    with reading(root, report) as report:
+        classes, values = _classes(root)
+        images = find_files(root / "JPEGImages", IMAGE_SUFFIXES, report)
+        masks = {folder: find_files(root / folder, (".png",), report) for folder in MASK_FOLDERS}
+        weak_labels = _weak_labels(root, images, classes, values, report)
+        lists = sorted((root / LISTS).glob("*.txt"))
+        if not images or not lists:
+            raise WeaksegError(
+                f"{root} is no VOC data set: it needs pictures in JPEGImages (found {len(images)}) and lists of their "
+                f"names, one per line, in {LISTS.as_posix()}/*.txt (found {len(lists)})."
+            )
+        splits = {}
+        for path in lists:
+            folders = MASK_FOLDERS[::-1] if "aug" in path.stem.lower() else MASK_FOLDERS
+            samples: dict[str, Sample] = {}
+            for line in _read_list(path, report):
+                name = match_name(line.image, images)
+                if name is None:
+                    report.problems.append(f'{line.where}: there is no image "{line.image}" in {root / "JPEGImages"}.')
+                    continue
+                if name in samples:
+                    report.problems.append(f'{line.where}: "{name}" is listed a second time. Delete one of the lines.')
+                    continue
+                mask = _find_mask(line, name, masks, folders, report)
+                truth = IndexMask(mask, values) if mask else None
+                samples[name] = Sample(name, images[name], weak_labels(name), truth)
+            splits[path.stem] = list(samples.values())
+        return Dataset(root, "voc", classes, splits)
+
+
+# Classes
+
+
+def _classes(root: Path) -> tuple[Classes, dict[int, int]]:
+    """The classes in the order of their values, and the label of each value that masks may hold."""
+    path = root / "classes.json"
+    if not path.exists():
+        numbers = {name: index + 1 for index, name in enumerate(VOC_CLASSES)}
+        return Classes(VOC_CLASSES), _translation(Classes(VOC_CLASSES), numbers)
+    numbers = read_json(path)
+    if not isinstance(numbers, dict) or not all(type(v) is int and 0 <= v <= 255 for v in numbers.values()):
+        raise WeaksegError(f'{path} must map each class name to its value in the masks, 0 … 255, such as {{"cat": 8}}.')
+    names = sorted(numbers.keys() - {"background", "void"}, key=lambda name: numbers[name])
+    try:
+        classes = Classes(names)
+        return classes, _translation(classes, numbers)
+    except WeaksegError as error:
+        raise WeaksegError(f"{path}: {error}") from None
+
+
+def _translation(classes: Classes, numbers: Mapping[str, int]) -> dict[int, int]:
+    """File value → label."""
+    labels = {"background": BACKGROUND, "void": VOID} | {name: classes.label(name) for name in classes.names}
+    numbers = {"background": BACKGROUND, "void": VOID, **numbers}
+    translation: dict[int, int] = {}
+    for name, value in numbers.items():
+        if value in translation:
+            raise WeaksegError(f'"{name}" and another class have the same value {value}; each needs its own.')
+        translation[value] = labels[name]
+    return translation
+
+
+# Lists
+
+
+class _Line(NamedTuple):
+    where: str
+    image: str
+    mask: tuple[str, str] | None = None
+
+
+_PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+)")
+
+
+def _read_list(path: Path, report: Report) -> list[_Line]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{path}, line {number}"
+        if not (line := line.strip()):
+            continue
+        if not line.startswith("/"):
+            lines.append(_Line(where, line))
+        elif (pair := _PAIR.fullmatch(line)) and pair["folder"] in MASK_FOLDERS:
+            lines.append(_Line(where, pair["image"], (pair["folder"], pair["mask"])))
+        else:
+            report.problems.append(
+                f'{where}: "{line}" is neither the name of an image nor a pair such as '
+                '"/JPEGImages/x.jpg /SegmentationClassAug/x.png".'
+            )
+    return lines
+
+
+def _find_mask(
+    line: _Line, name: str, masks: Mapping[str, Mapping[str, Path]], folders: tuple[str, ...], report: Report
+) -> Path | None:
+    if line.mask is None:
+        return next((masks[folder][name] for folder in folders if name in masks[folder]), None)
+    folder, reference = line.mask
+    mask = match_name(reference, masks[folder])
+    if mask is None:
+        report.problems.append(f'{line.where}: there is no mask "{reference}" in {folder}.')
+        return None
+    return masks[folder][mask]
+
+
+# Weak labels
+
+Tags = dict[str, frozenset[int]]
+
+
+def _weak_labels(
+    root: Path, images: Mapping[str, Path], classes: Classes, values: Mapping[int, int], report: Report
+) -> Callable[[str], WeakLabels]:
+    """A function from an image's name to what is known of it."""
+    listed = _read_tags_json(root / "tags.json", images, classes, report)
+    published = _read_cls_labels(root / "cls_labels.npy", images, values, report)
+    annotations = find_files(root / "Annotations", (".xml",), report)
+
+    @cache
+    def of(name: str) -> WeakLabels:
+        if name not in annotations:
+            return WeakLabels(listed.get(name, published.get(name)))
+        annotated, boxes = _read_annotation(annotations[name], classes, report)
+        return WeakLabels(listed.get(name, published.get(name, annotated)), boxes)
+
+    return of
+
+
+def _read_tags_json(path: Path, images: Mapping[str, Path], classes: Classes, report: Report) -> Tags:
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise WeaksegError(f'{path} must map each image to the names of its classes, such as {{"x": ["cat"]}}.')
+    tags = {}
+    for image, names in content.items():
+        if (name := match_name(image, images)) is None:
+            continue
+        try:
+            if not isinstance(names, list) or not all(isinstance(tag, str) for tag in names):
+                raise WeaksegError("the tags must be a list of class names.")
+            tags[name] = frozenset(classes.label(tag) for tag in names)
+        except WeaksegError as error:
+            report.problems.append(f'{path}, image "{image}": {error}')
+    return tags
+
+
+def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int, int], report: Report) -> Tags:
+    """Tags from 0/1 vectors whose element c stands for the class of value c + 1."""
+    if not path.exists():
+        return {}
+    tags = {}
+    for key, vector in read_pickled_dict(path).items():
+        # IRNet's file writes 2007_000032 as the number 2007000032.
+        name = match_name(f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int) else key, images)
+        if name is None:
+            continue
+        present = [int(index) + 1 for index in np.flatnonzero(vector)]
+        if unknown := [value for value in present if values.get(value, VOID) in (BACKGROUND, VOID)]:
+            report.problems.append(f'{path}, image "{key}": no class has the value {unknown[0]}.')
+        else:
+            tags[name] = frozenset(values[value] for value in present)
+    return tags
+
+
+def _read_annotation(path: Path, classes: Classes, report: Report) -> tuple[frozenset[int], tuple[Box, ...]]:
+    """Tags and boxes of the objects of one XML file."""
+    labels = set()
+    boxes = []
+    try:
+        # Parts (head, hand, foot) lie deeper in the tree and are not found.
+        for element in _parse_xml(path).findall("object"):
+            try:
+                label = classes.label((element.findtext("name") or "").strip())
+                labels.add(label)
+                if (bounds := element.find("bndbox")) is not None:
+                    boxes.append(_box(label, bounds))
+            except WeaksegError as error:
+                report.problems.append(f"{path}: {error}")
+    except WeaksegError as error:
+        report.problems.append(str(error))
+    return frozenset(labels), tuple(boxes)
+
+
+def _box(label: int, bounds: ElementTree.Element) -> Box:
+    texts = [bounds.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        left, top, right, bottom = (round(float(text)) for text in texts)
+    except (ValueError, OverflowError):
+        raise WeaksegError(f"a box has the sides {texts}, which are not four numbers.") from None
+    if not (1 <= left <= right and 1 <= top <= bottom):
+        raise WeaksegError(f"the box {texts} is empty or begins before pixel 1.")
+    return Box(label, left - 1, top - 1, right, bottom)
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    """The root element. A document type is refused, since entities can be made to grow without end."""
+
+    def refuse(*_: object) -> None:
+        raise WeaksegError(f"{path} declares a document type, which no annotation needs; refused.")
+
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda name, _: builder.start(name, {})
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    if path.stat().st_size > MAX_ANNOTATION_BYTES:
+        raise WeaksegError(f"{path} is larger than {MAX_ANNOTATION_BYTES >> 20} MiB; this is no annotation.")
+    try:
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except (expat.ExpatError, OSError) as error:
+        raise WeaksegError(f"{path} is not readable XML ({error}). Replace it.") from None
