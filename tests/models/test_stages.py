@@ -28,6 +28,8 @@ def randomise(network: nn.Module) -> None:
     """Random normalisations, so that no branch is switched off."""
     for module in network.modules():
         if isinstance(module, FixedBatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.weight, 0.3, 0.7)
             nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)

@@ -95,8 +95,8 @@ def test_inference_over_scales(parity: Any, cam: CAM, case: int) -> None:
     for index, maps in enumerate(raw):
         np.testing.assert_allclose(maps[0].numpy(), vectors[f"raw_{case}_{index}"], rtol=0, atol=2e-5)
     size = image.shape[:2]
-    maps = multi_scale_maps(cam.activation_maps, [image], scales, CPU)[0].numpy()
-    present = normalise_present(maps, labels.tolist(), size)
+    summed = multi_scale_maps(cam.activation_maps, [image], scales, CPU)[0].numpy()
+    present = normalise_present(summed, labels.tolist(), size)
     np.testing.assert_array_equal(present.labels, labels)
     np.testing.assert_allclose(present.maps, vectors[f"cam_{case}"], rtol=0, atol=1e-4)
     high_res = normalise_present(full_size_maps(raw, size)[0].numpy(), labels.tolist(), size, stride=1)

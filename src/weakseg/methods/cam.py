@@ -40,7 +40,7 @@ class CAM(nn.Module):
         """The classifier learns `head_lr_factor` times as fast as the backbone. Defaults are IRNet's."""
 
         backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3)
-        head_lr_factor: float = Field(10.0, gt=0)
+        head_lr_factor: float = Field(default=10.0, gt=0)
 
     def __init__(self, settings: Settings, num_classes: int, *, pretrained: bool = True) -> None:
         super().__init__()

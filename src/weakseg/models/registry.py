@@ -37,17 +37,20 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
 class BackboneSettings(Settings):
     """A backbone, the stride of its last stage, and what it starts from."""
 
-    name: str = Field("resnet50", description=f"one of {', '.join(BACKBONES)}")
-    output_stride: Literal[8, 16, 32] = Field(16, description="pixels of the image per cell of the last stage")
+    name: str = Field(default="resnet50", description=f"one of {', '.join(BACKBONES)}")
+    output_stride: Literal[8, 16, 32] = Field(default=16, description="pixels of the image per cell of the last stage")
     dilated: bool = Field(
-        True, description="late stages that lose their stride dilate instead, to keep the context they were trained for"
+        default=True,
+        description="late stages that lose their stride dilate instead, to keep the context they were trained for",
     )
     weights: str | None = Field(
-        "imagenet",
+        default="imagenet",
         description='"imagenet" (torchvision\'s, downloaded once), the path of a .pth or .safetensors file with '
         "torchvision's names, or null: random",
     )
-    frozen_stages: int = Field(0, ge=0, le=5, description="how many of the five stages, from the first, do not learn")
+    frozen_stages: int = Field(
+        default=0, ge=0, le=5, description="how many of the five stages, from the first, do not learn"
+    )
 
     @field_validator("name")
     @classmethod
