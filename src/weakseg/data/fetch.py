@@ -87,9 +87,9 @@ def fetch(
         if marker.exists():
             continue
         _check_needs(archive, out)
-        _check_space(archive, out)
         path = out / archive.file
         if not path.exists():
+            _check_space(archive, out)
             _download(archive, path, base_urls, report)
         _verify(archive, path, report)
         try:
@@ -113,8 +113,7 @@ def _check_space(archive: Archive, out: Path) -> None:
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise WeaksegError(f"The folder {out} cannot be used ({error.strerror or error}). Choose another.") from None
-    here = max(_size(out / archive.file), _size(_part(out / archive.file)))
-    needed = max(archive.size - here, 0) + archive.unpacked
+    needed = archive.size - _size(_part(out / archive.file)) + archive.unpacked
     if free < needed:
         raise WeaksegError(
             f"The disk of {out} has {free / 1e9:.1f} GB free, but {archive.file} may need {needed / 1e9:.1f} GB. "
@@ -235,6 +234,8 @@ def _receive(url: str, part: Path, archive: Archive, report: Progress) -> None:
                 for chunk in _chunks(response, _InterruptedError):
                     file.write(chunk)
                     done += len(chunk)
+                    if done > archive.size:
+                        raise _RefusedError(f"it sends more than {archive.size} bytes")
                     report(f"Downloading {archive.file}", done, archive.size)
         except OSError as error:
             raise WeaksegError(
