@@ -173,7 +173,7 @@ def test_the_longer_side_is_what_was_asked_for(height: int, width: int, target: 
 
 @pytest.mark.parametrize("style", ["irnet", "deeplab"])
 def test_resizing_keeps_a_constant_image(style: Style) -> None:
-    image = np.full((13, 8, 3), 77, np.uint8)
+    image = np.full((13, 8, 3), 77, np.uint8)[:, ::-1]  # a view, as mirroring makes them
     resized = resize_image(image, (29, 5), style)
     assert resized.shape == (29, 5, 3)
     np.testing.assert_allclose(resized, 77, atol=1e-4)
@@ -190,6 +190,8 @@ def test_sizes_must_agree() -> None:
     [
         ({"scale_range": [1.5, 0.5]}, "train.augment.scale_range: the lower end of the range comes first"),
         ({"scale_range": [0.5, 1], "scale_choices": [1]}, "set scale_range or scale_choices, not both"),
+        ({"scale_range": ["a", 1.0]}, "train.augment.scale_range.0: input should be a valid number"),
+        ({"scale_range": [1.0, float("inf")]}, "train.augment.scale_range.1: input should be a finite number"),
         ({"crop": 0}, "train.augment.crop: input should be greater than 0"),
         ({"scale_choices": []}, "train.augment.scale_choices: "),
         ({"resize_lon": [320, 640]}, 'train.augment.resize_lon: unknown setting. Did you mean "resize_long"?'),

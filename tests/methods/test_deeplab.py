@@ -184,6 +184,16 @@ def test_published_checkpoint(published: tuple[DeepLab, dict[str, Tensor], Path]
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+def test_backbone_starts_from_the_coco_initialisation(published: tuple[DeepLab, dict[str, Tensor], Path]) -> None:
+    _, _, path = published
+    torch.manual_seed(1)
+    other = DeepLabResNet(blocks=(1, 1, 1, 1)).state_dict()
+    torch.save({**other, "fc.weight": torch.zeros(91, 2048, 1, 1), "fc.bias": torch.zeros(91)}, path)
+    settings = DeepLab.Settings(backbone=BackboneSettings(name="reference", output_stride=8, weights=str(path)))
+    loaded = DeepLab(settings, CLASSES).backbone.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in loaded.items())
+
+
 def test_checkpoint_of_something_else(published: tuple[DeepLab, dict[str, Tensor], Path]) -> None:
     _, state, path = published
     torch.save({**state, "base.fc.weight": torch.zeros(1)}, path)

@@ -69,13 +69,22 @@ def test_names_of_the_state(parity, monkeypatch):
     backbone = BackboneSettings(name="reference", output_stride=8)
     with torch.device("meta"):
         network = DeepLab(DeepLab.Settings(backbone=backbone, multi_scale=True), 20, load_weights=False)
-    found = {reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    expected = {
-        str(name): tuple(side for side in shape if side)
-        for name, shape in zip(vectors["v2msc_keys"], vectors["v2msc_shapes"].tolist(), strict=True)
-    }
-    assert found == expected
+    assert shapes(network, "base.") == reference_shapes(vectors, "v2msc")
     assert sum(parameter.numel() for parameter in network.parameters()) == vectors["v2msc_parameters"]
+
+    # The initialisation from MS-COCO is the backbone with a classifier of its own, which `load_weights` drops.
+    initial = reference_shapes(vectors, "v1")
+    assert {initial.pop("fc.weight"), initial.pop("fc.bias")} == {(91, 2048, 1, 1), (91,)}
+    assert shapes(network.backbone, "") == initial
+
+
+def shapes(network: nn.Module, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {reference_name(name, prefix): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def reference_shapes(vectors: Vectors, model: str) -> dict[str, tuple[int, ...]]:
+    rows = zip(vectors[f"{model}_keys"].tolist(), vectors[f"{model}_shapes"].tolist(), strict=True)
+    return {name: tuple(side for side in shape if side) for name, shape in rows}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
@@ -29,6 +29,10 @@ Size: TypeAlias = tuple[int, int]
 Array: TypeAlias = npt.NDArray[Any]
 Image: TypeAlias = npt.NDArray[np.uint8]
 FloatImage: TypeAlias = npt.NDArray[np.float32]
+
+# (x / 255 - mean) / std as one scale and one shift per channel.
+_SCALE = (1 / (255 * IMAGENET_STD))[:, None, None]
+_SHIFT = -(IMAGENET_MEAN / IMAGENET_STD)[:, None, None]
 
 
 class Crop(NamedTuple):
@@ -44,19 +48,19 @@ class Crop(NamedTuple):
     width: int
 
 
-def _uniform_range(value: Any) -> Any:
-    """A pair in ascending order."""
-    if isinstance(value, list | tuple) and len(value) == 2 and value[0] > value[1]:
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
         raise ValueError("the lower end of the range comes first")
-    return value
+    return ends
 
 
-def _several(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """One number stands for a list of one."""
     return (value,) if isinstance(value, int | float) else value
 
 
-Range = BeforeValidator(_uniform_range)
+Ascending = AfterValidator(_ascending)
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Augmentation(Settings):
@@ -69,9 +73,9 @@ class Augmentation(Settings):
     """
 
     style: Style = "irnet"
-    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Range] | None = None
-    scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Range] | None = None
-    scale_choices: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_several), Field(min_length=1)] | None = None
+    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = None
+    scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = None
+    scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     crop: PositiveInt = 321
     mirror: bool = True
 
@@ -144,7 +148,7 @@ def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
     import torch
     from torch.nn import functional as F
 
-    channels_first = torch.tensor(image).permute(2, 0, 1)[None].float()
+    channels_first = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(channels_first, size=size, mode="bilinear", align_corners=False)
     return resized[0].permute(1, 2, 0).numpy()
 
@@ -185,9 +189,9 @@ def normalised_crop(image: Array, place: Crop) -> FloatImage:
     The same as cropping the normalised image, in a fraction of the time.
     """
     cut = np.zeros((3, place.size, place.size), np.float32)
-    inside = _inside(cut.transpose(1, 2, 0), place)
-    np.multiply(_source(image, place), 1 / (255 * IMAGENET_STD), out=inside)
-    inside -= IMAGENET_MEAN / IMAGENET_STD
+    inside = _inside(cut.transpose(1, 2, 0), place).transpose(2, 0, 1)
+    np.multiply(_source(image, place).transpose(2, 0, 1), _SCALE, out=inside)
+    inside += _SHIFT
     return cut
 
 

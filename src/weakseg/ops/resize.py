@@ -48,4 +48,4 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
         rows = _nearest_indices_on(labels.device, height, size[0])
         columns = _nearest_indices_on(labels.device, width, size[1])
         return labels.index_select(-2, rows).index_select(-1, columns)
-    return labels[..., nearest_indices(height, size[0])[:, None], nearest_indices(width, size[1])]
+    return labels.take(nearest_indices(height, size[0]), axis=-2).take(nearest_indices(width, size[1]), axis=-1)
