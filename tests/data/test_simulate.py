@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from skimage.draw import line
 from skimage.measure import label as connected
 
 from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.folder import read_folder
 from weakseg.data.simulate import rasterise, simulate, simulate_dataset
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels
@@ -241,6 +243,27 @@ def test_a_data_set_is_written_in_the_folder_format(tmp_path: Path) -> None:
     mask = block_mask(2).read()
     for mark in entry["scribbles"]:
         assert {int(mask[y, x]) for x, y in mark["points"]} == {0 if mark["class"] == "background" else 2}
+
+
+def test_the_written_labels_are_read_back_as_simulated(tmp_path: Path) -> None:
+    samples = [
+        sample("sub/a b"),
+        sample("ü", 2),
+        Sample("dot.in name", Path("x.png"), mask=ArrayMask(((1, 0), (0, 0)))),
+    ]
+    for each in samples:
+        image = tmp_path / "images" / f"{each.name}{each.image.suffix}"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros_like(each.mask.read())).save(image)
+    simulate_dataset(data_set(some=samples), ["some"], tmp_path / "labels.json", seed=3, points=2, min_area=1)
+    read = read_folder(tmp_path)
+    assert read.classes == Classes(["Katze", "犬"])
+    labels = {each.name: each.labels for each in read.split("some")}
+    assert labels == {
+        each.name: simulate(each.mask.read(), np.random.default_rng([3, *each.name.encode()]), points=2, min_area=1)
+        for each in samples
+    }
+    assert any(len(scribble.points) == 1 for scribble in labels["dot.in name"].scribbles)
 
 
 def test_labels_of_an_image_depend_on_its_name_and_the_seed_alone(tmp_path: Path) -> None:
