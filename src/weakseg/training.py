@@ -37,16 +37,16 @@ CHECKPOINT_NAME = "checkpoint.safetensors"
 class TrainSettings(Settings):
     """How a network is trained: SGD with a poly schedule. Give either `epochs` or `steps`."""
 
-    epochs: float | None = Field(None, gt=0, description="passes over the training images")
-    steps: int | None = Field(None, gt=0, description="updates of the weights")
-    batch_size: int = Field(16, gt=0, description="images per update, over all processes and micro-batches")
-    accumulate: int = Field(1, gt=0, description="micro-batches per update")
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    epochs: float | None = Field(default=None, gt=0, description="passes over the training images")
+    steps: int | None = Field(default=None, gt=0, description="updates of the weights")
+    batch_size: int = Field(default=16, gt=0, description="images per update, over all processes and micro-batches")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches per update")
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
-    power: float = Field(0.9, ge=0, description="of the poly schedule lr · (1 - step/steps)^power")
-    lr_every: int = Field(1, gt=0, description="updates between two changes of the learning rate")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    power: float = Field(default=0.9, ge=0, description="of the poly schedule lr · (1 - step/steps)^power")
+    lr_every: int = Field(default=1, gt=0, description="updates between two changes of the learning rate")
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the whole gradient")
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -67,9 +67,9 @@ class RuntimeSettings(Settings):
     """Where and how a run works, without influence on what comes out."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | Literal["auto"] = Field("auto", description="processes that load images; auto: none on a CPU")
-    checkpoint_minutes: float = Field(5.0, ge=0, description="time between two checkpoints")
-    checkpoint_steps: int | None = Field(None, gt=0, description="updates between two checkpoints, besides")
+    workers: int | Literal["auto"] = Field(default="auto", description="processes that load images; auto: none on a CPU")
+    checkpoint_minutes: float = Field(default=5.0, ge=0, description="time between two checkpoints")
+    checkpoint_steps: int | None = Field(default=None, gt=0, description="updates between two checkpoints, besides")
 
     def loader_workers(self, device: torch.device) -> int:
         """Worker processes of a data loader. On a CPU the network already uses every core."""

@@ -96,7 +96,7 @@ def test_learns_to_tell_left_from_right_and_shows_where(name: str) -> None:
 
 def test_without_pretrained_weights_no_file_is_needed() -> None:
     settings = validate(CAM.Settings, {"backbone": {"name": "resnet18", "weights": "/nowhere.pth"}}, "cam")
-    network = CAM(settings, 4, pretrained=False)
+    network = CAM(settings, 4, load_weights=False)
     assert network.classifier.weight.shape == (4, 512, 1, 1)
 
 

@@ -102,3 +102,10 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert mine.stages["cam"].train.epochs == 9
     assert mine.stages["cam"].train.lr == base.stages["cam"].train.lr
     assert list(mine.stages) == list(base.stages)
+
+
+def test_stages_know_what_they_read() -> None:
+    stages = load_recipe("cam").stages
+    read = {name: stage.inputs() for name, stage in stages.items()}
+    assert read == {"cam": [], "maps": ["cam"], "masks": ["maps"], "segment": ["masks"], "scores": ["masks", "segment"]}
+    assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == []

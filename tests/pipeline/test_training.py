@@ -52,8 +52,8 @@ class Points(Dataset[dict[str, Tensor]]):
         if (draw.epoch, draw.place) == self.fails_at:
             raise KeyboardInterrupt
         self.drawn.append(draw)
-        image = torch.full((3, 2, 2), float(draw.index)) * torch.tensor([1.0, 0.5, -0.2])[:, None, None] / 12
-        return {"image": image, "target": torch.tensor(draw.index / 6.0)}
+        image = torch.full((3, 2, 2), float(draw.image)) * torch.tensor([1.0, 0.5, -0.2])[:, None, None] / 12
+        return {"image": image, "target": torch.tensor(draw.image / 6.0)}
 
 
 RUNTIME = RuntimeSettings(device="cpu", checkpoint_steps=2)
@@ -131,7 +131,7 @@ def test_every_epoch_draws_each_image_at_most_once_if_there_are_enough(
     drawn = [draw for step in steps for draw in order.batch(step)]
     assert all(draw.epoch == epoch for draw in drawn)
     assert len(drawn) == order.steps_per_epoch * batch_size
-    times = [sum(draw.index == index for draw in drawn) for index in range(count)]
+    times = [sum(draw.image == index for draw in drawn) for index in range(count)]
     if count >= batch_size:
         assert max(times) == 1
         assert times.count(0) == count % batch_size

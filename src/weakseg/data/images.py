@@ -200,6 +200,12 @@ def write_label_map(path: Path, labels: LabelMap) -> None:
         image.save(temporary, format="PNG")
 
 
+def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write an RGB image, uint8 (H, W, 3), as a PNG."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
 @dataclass(frozen=True)
 class IndexMask:
     """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels."""

@@ -21,11 +21,11 @@ from weakseg.errors import WeaksegError
 
 
 class Draw(NamedTuple):
-    """One image of one epoch: the `place`-th that is drawn, number `index` of the data set."""
+    """One image of one epoch: the `place`-th that is drawn, number `image` of the data set."""
 
     epoch: int
     place: int
-    index: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TaggedImages(TorchDataset[dict[str, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        sample = self.samples[draw.index]
+        sample = self.samples[draw.image]
         image, _ = self.augmentation(read_image(sample.image), None, generator(self.seed, draw))
         tags = torch.zeros(self.num_classes)
         tags[[label - 1 for label in sample.labels.present()]] = 1
@@ -115,7 +115,7 @@ class MaskedImages(TorchDataset[dict[str, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        sample = self.samples[draw.index]
+        sample = self.samples[draw.image]
         image, labels = read_image(sample.image), self.read_labels(sample)
         if labels.shape != image.shape[:2]:
             raise WeaksegError(

@@ -33,7 +33,7 @@ from weakseg.models.weights import read_state
 class CAM(nn.Module):
     """A backbone, global average pooling and a linear classifier. `settings.backbone.frozen_stages` cuts the gradient.
 
-    `pretrained=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
+    `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
     """
 
     class Settings(base.Settings):
@@ -42,10 +42,10 @@ class CAM(nn.Module):
         backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3)
         head_lr_factor: float = Field(default=10.0, gt=0)
 
-    def __init__(self, settings: Settings, num_classes: int, *, pretrained: bool = True) -> None:
+    def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__()
         self.head_lr_factor = settings.head_lr_factor
-        self.backbone = build_backbone(settings.backbone, load_weights=pretrained)
+        self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
 
     def scores(self, images: Tensor) -> Tensor:

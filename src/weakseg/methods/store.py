@@ -9,7 +9,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
 
 from weakseg import __version__
 from weakseg.errors import WeaksegError
@@ -25,13 +24,16 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class Model:
-    """A network with all that is needed to use it. `inference` are the settings it was evaluated with."""
+    """A network (an `nn.Module`, see `methods.base`) with all that is needed to use it.
+
+    `inference` are the settings it was evaluated with.
+    """
 
     kind: Kind
     method: str
     settings: Settings
     classes: Classes
-    network: nn.Module
+    network: Any
     inference: Mapping[str, Any]
 
 

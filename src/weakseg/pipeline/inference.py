@@ -30,10 +30,10 @@ def known_crf(name: str | None) -> str | None:
 class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
-    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="sizes of the image, 1 is its own")
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = False
-    crf: str | None = Field(None, description="the name of a set of CRF parameters; null: no CRF")
-    threshold: float = Field(0.3, ge=0, description="the background's score, for localisers")
+    crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
+    threshold: float = Field(default=0.3, ge=0, description="the background's score, for localisers")
 
     @field_validator("crf")
     @classmethod
@@ -91,6 +91,6 @@ def _classifier_scores(
         batch = torch.from_numpy(normalise_image(image))[None].to(device)
         probabilities = torch.sigmoid(model.network.scores(batch))[0]
     present: Sequence[int] = (torch.nonzero(probabilities >= PRESENT).flatten() + 1).tolist()
-    maps = multi_scale_maps(model.network.activation_maps, [image], inference.scales, device)[0]
+    maps = multi_scale_maps(model.network.activation_maps, [image], inference.scales, device)[0].cpu().numpy()
     kept = normalise_present(maps, present, (image.shape[0], image.shape[1]))
     return against_background(kept.upsampled(), inference.threshold), np.array([0, *present], np.uint8)

@@ -27,15 +27,15 @@ from weakseg.training import RuntimeSettings
 class DataSettings(Settings):
     """Which images of the data set play which part."""
 
-    train: str = Field("train", description="the split to learn from; its weak labels are used")
+    train: str = Field(default="train", description="the split to learn from; its weak labels are used")
     images_per_class: int | None = Field(
-        None, gt=0, description="a balanced part of it: at most so many images of a class"
+        default=None, gt=0, description="a balanced part of it: at most so many images of a class"
     )
     score: str | None = Field(
-        "auto", description="the split with masks that activation maps and pseudo-masks are measured on; its weak "
+        default="auto", description="the split with masks that activation maps and pseudo-masks are measured on; its weak "
         "labels are used. auto: the training split where it has masks",
     )  # fmt: skip
-    val: str | None = Field("auto", description="the split the segmenter is measured on; auto: val, if there is one")
+    val: str | None = Field(default="auto", description="the split the segmenter is measured on; auto: val, if there is one")
 
 
 class _Head(Settings):
@@ -43,7 +43,7 @@ class _Head(Settings):
 
     name: str
     about: str
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     data: DataSettings = DataSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 

@@ -26,7 +26,8 @@ from weakseg.training import RuntimeSettings, TrainSettings, train_network
 
 MODEL_FOLDER = "model"
 
-StageName = Annotated[str, "the name of an earlier stage, whose artifact is read"]
+EARLIER_STAGE = "the name of an earlier stage, whose artifact is read"
+StageName = Annotated[str, EARLIER_STAGE]
 
 
 class Stage(Settings):
@@ -37,7 +38,7 @@ class Stage(Settings):
     def inputs(self) -> list[str]:
         """The stages whose artifacts this one reads."""
         fields = type(self).model_fields.items()
-        names = [getattr(self, name) for name, field in fields if StageName.__metadata__[0] in field.metadata]
+        names = [getattr(self, name) for name, field in fields if EARLIER_STAGE in field.metadata]
         return [name for name in names if name is not None]
 
     def checked(self, where: str) -> Self:

@@ -22,9 +22,9 @@ class Maps(Stage):
 
     kind: Literal["maps"] = "maps"
     localiser: StageName
-    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5, 2.0), min_length=1)
-    stride: int = Field(4, gt=0, description="pixels of the image per cell of the saved maps")
-    batch_size: int = Field(8, gt=0, description="images of one size that go through the network together")
+    scales: tuple[float, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
+    stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
+    batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
 
     def run(self, context: Context, folder: Path) -> None:
         device = context.fabric.device
@@ -35,7 +35,7 @@ class Maps(Stage):
         with Progress("activation maps", total, done=total - sum(map(len, waiting))) as progress:
             for batch in waiting:
                 images = [read_image(sample.image) for sample in batch]
-                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride).cpu()
+                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride).cpu().numpy()
                 for sample, image, scores in zip(batch, images, maps, strict=True):
                     present = normalise_present(scores, sample.labels.present(), image.shape[:2], self.stride)
                     present.save(map_path(folder, sample))

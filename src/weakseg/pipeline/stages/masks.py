@@ -29,9 +29,9 @@ class Masks(Stage):
     kind: Literal["masks"] = "masks"
     maps: StageName
     threshold: float | Literal["auto"] = Field(
-        "auto", description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks"
+        default="auto", description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks"
     )
-    crf: str | None = Field("affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
 
     @field_validator("crf")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind
 from weakseg.methods.store import save_model
 from weakseg.pipeline.inference import Inference
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, StageName
+from weakseg.pipeline.stage import EARLIER_STAGE, MODEL_FOLDER, Context, Learning
 from weakseg.pipeline.stages.masks import mask_path
 
 
@@ -26,7 +26,7 @@ class Segment(Learning):
 
     kind: Literal["segment"] = "segment"
     method_kind: ClassVar[Kind] = "SEGMENTER"
-    masks: StageName | None
+    masks: Annotated[str | None, EARLIER_STAGE]
     inference: Inference = Inference()
 
     def run(self, context: Context, folder: Path) -> None:
