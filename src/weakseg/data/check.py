@@ -65,16 +65,17 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
             ]
         if not split.startswith(HELD_OUT):
             unlabelled = [sample.name for sample in samples if not sample.labels.known and sample.mask is None]
-            _note(report, f'images of the split "{split}" have no label', unlabelled)
+            _note(report, f'of the split "{split}" without any label', unlabelled)
         unmasked = [sample.name for sample in samples if sample.mask is None]
         if len(unmasked) < len(samples):
-            _note(report, f'images of the split "{split}" have no mask, where others have one', unmasked)
+            _note(report, f'of the split "{split}" without a mask, which others have', unmasked)
 
 
 def _note(report: Report, text: str, names: list[str]) -> None:
     if names:
         more = ", …" if len(names) > EXAMPLES else ""
-        report.notes.append(f"{len(names)} {text}: {', '.join(names[:EXAMPLES])}{more}")
+        noun = "image" if len(names) == 1 else "images"
+        report.notes.append(f"{len(names)} {noun} {text}: {', '.join(names[:EXAMPLES])}{more}")
 
 
 # Files
@@ -105,7 +106,7 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
     finally:
         pool.shutdown(cancel_futures=True)
     for kind, names in sorted(converted.items()):
-        _note(report, f"images are converted when they are read ({kind})", names)
+        _note(report, f"to be converted on reading ({kind})", names)
 
 
 def _check_image(variants: list[Sample]) -> _Finding:

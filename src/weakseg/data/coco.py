@@ -156,19 +156,24 @@ class _Part:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise WeaksegError(f'{file} is no COCO instance file: it has no list "{key}".')
-        self.categories = self._read_categories(content["categories"])
-        self.classes = Classes(self.categories.values())
+        self.categories, self.classes = self._read_categories(content["categories"])
         self.labels = {number: index + 1 for index, number in enumerate(self.categories)}
         self.pictures: dict[str, _Picture] = {}
         self._names: dict[object, str | None] = {}
         self._read_images(content["images"], root)
         self._read_annotations(content["annotations"])
 
-    def _read_categories(self, categories: list[Any]) -> dict[int, str]:
+    def _read_categories(self, categories: list[Any]) -> tuple[dict[int, str], Classes]:
         try:
-            return dict(sorted((int(item["id"]), str(item["name"])) for item in categories))
-        except (TypeError, KeyError, ValueError):
+            named = dict(sorted((int(item["id"]), str(item["name"])) for item in categories))
+            classes = Classes(named.values())
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise WeaksegError(f'{self.file}: each category needs a number "id" and a "name".') from None
+        except WeaksegError as error:
+            raise WeaksegError(f"{self.file}: {error}") from None
+        if len(named) < len(categories):
+            raise WeaksegError(f"{self.file}: two categories have the same id.")
+        return named, classes
 
     def _read_images(self, images: list[Any], root: Path) -> None:
         full_split = self.file.stem.removeprefix("instances_")

@@ -13,7 +13,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -133,13 +133,13 @@ class _Entry(NamedTuple):
     data: _ImageLabels
 
 
-def _read_labels(root: Path, report: Report) -> tuple[list[str] | None, list[_Row]]:
+def _read_labels(root: Path, report: Report) -> tuple[list[str] | None, Iterable[_Row]]:
     """The classes that the label file lists, if it does, and one row per image."""
     table, document = root / "labels.csv", root / "labels.json"
     if table.exists() and document.exists():
         raise WeaksegError(f"{root} has both labels.csv and labels.json. Keep one of them.")
     if table.exists():
-        return None, list(_read_csv(table, report))
+        return None, _read_csv(table, report)
     if document.exists():
         return _read_json(document)
     return None, []
@@ -184,7 +184,7 @@ def _read_json(path: Path) -> tuple[list[str] | None, list[_Row]]:
     return classes, [_Row(f'{path}, image "{image}"', image, labels) for image, labels in content["images"].items()]
 
 
-def _entries(rows: list[_Row], images: Mapping[str, Path], report: Report) -> dict[str, _Entry]:
+def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, _Entry]:
     """The rows that can be used, by the name of their image."""
     entries: dict[str, _Entry] = {}
     for where, image, content in rows:

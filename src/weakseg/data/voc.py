@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -121,26 +121,24 @@ class _Line(NamedTuple):
 _PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+)")
 
 
-def _read_list(path: Path, report: Report) -> list[_Line]:
+def _read_list(path: Path, report: Report) -> Iterator[_Line]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
-    lines = []
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{path}, line {number}"
         if not (line := line.strip()):
             continue
         if not line.startswith("/"):
-            lines.append(_Line(where, line))
+            yield _Line(where, line)
         elif (pair := _PAIR.fullmatch(line)) and pair["folder"] in MASK_FOLDERS:
-            lines.append(_Line(where, pair["image"], (pair["folder"], pair["mask"])))
+            yield _Line(where, pair["image"], (pair["folder"], pair["mask"]))
         else:
             report.problems.append(
                 f'{where}: "{line}" is neither the name of an image nor a pair such as '
                 '"/JPEGImages/x.jpg /SegmentationClassAug/x.png".'
             )
-    return lines
 
 
 def _find_mask(
