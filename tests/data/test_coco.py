@@ -132,6 +132,7 @@ def test_one_annotation_file_is_a_data_set(coco: Path) -> None:
     assert {split: len(samples) for split, samples in read_coco(path).splits.items()} == {"val": 2}
     path.rename(coco / "val2014" / "_annotations.coco.json")
     dataset = read_coco(coco / "val2014" / "_annotations.coco.json")
+    assert read_coco(dataset.root) == dataset
     assert [s.image.name for s in dataset.split("train")] == ["val2014_7.jpg", "val2014_9.jpg"]
 
 
@@ -139,6 +140,14 @@ def test_two_years_of_a_split_keep_their_full_names(coco: Path) -> None:
     edit(coco, lambda content: None, "val2014").rename(coco / "annotations" / "instances_train2017.json")
     (coco / "val2014").rename(coco / "train2017")
     assert set(read_coco(coco).splits) == {"train2014", "train2017"}
+
+
+def test_an_extra_list_shares_the_images_of_another_split(coco: Path) -> None:
+    content = (coco / "annotations" / "instances_val2014.json").read_text()
+    (coco / "annotations" / "instances_minival2014.json").write_text(content)
+    dataset = read_coco(coco)
+    assert [s.name for s in dataset.split("minival")] == ["val2014_7", "val2014_9"]
+    assert dataset.split("minival")[0].image == dataset.split("val")[0].image
 
 
 def test_names_that_two_splits_use_are_made_unique(coco: Path) -> None:

@@ -25,6 +25,7 @@ from weakseg.data.images import (
     overlay,
     read_image,
     read_label_map,
+    write_image,
     write_label_map,
 )
 from weakseg.errors import WeaksegError
@@ -54,6 +55,12 @@ def test_every_listed_suffix_is_read_as_rgb(tmp_path: Path, save_image: Save, su
     assert image.dtype == np.uint8
     assert image.flags.writeable
     assert image_size(path) == (5, 9)
+
+
+def test_a_written_image_comes_back(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 7, 3), dtype=np.uint8)
+    write_image(tmp_path / "new" / "x.png", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "x.png"), pixels)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm"])

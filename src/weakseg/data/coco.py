@@ -28,7 +28,7 @@ def read_coco(path: Path | str, report: Report | None = None) -> Dataset:
     """Read `annotations/instances_*.json` and the images beside them, or one annotation file given by its path.
 
     - `instances_train2014.json` is the split "train", any other single file too; its images lie in `train2014`,
-      `images/train2014`, `images` or beside the file.
+      `images/train2014`, `images`, beside the file or in the folder of another split.
     - Classes: the file's categories by ascending id, as labels 1 … C without gaps.
     - Tags: the classes of all annotations, crowds included; an image without annotations has an empty set.
     - Boxes: of all annotations but crowds, widened to whole pixels and cut to the image.
@@ -43,29 +43,38 @@ def read_coco(path: Path | str, report: Report | None = None) -> Dataset:
     with reading(root, report) as report:
         if not files:
             raise WeaksegError(f"{root} is no COCO data set: it has no annotations/instances_*.json.")
-        parts = {_split_name(file, files): _Part(file, root, report) for file in files}
+        # An extra list such as minival2014 names images of another split's folder.
+        others = [root / _full_name(file) for file in files]
+        parts = {}
+        for file in files:
+            own = [root / _full_name(file), root / "images" / _full_name(file), root / "images", file.parent]
+            parts[_split_name(file, files)] = _Part(file, own + others, report)
         first = next(iter(parts.values()))
         for part in parts.values():
             if part.categories != first.categories:
                 raise WeaksegError(f"{part.file} and {first.file} have different categories; they must be the same.")
-        names = [name for part in parts.values() for name in part.pictures]
-        repeated = len(set(names)) < len(names)
+        paths = {picture.path: name for part in parts.values() for name, picture in part.pictures.items()}
+        repeated = len(set(paths.values())) < len(paths)
         splits = {
             split: [
                 part.sample(picture, f"{split}/{name}" if repeated else name) for name, picture in part.pictures.items()
             ]
             for split, part in parts.items()
         }
-        return Dataset(root, "coco", first.classes, splits)
+        return Dataset(path, "coco", first.classes, splits)
+
+
+def _full_name(file: Path) -> str:
+    return file.stem.removeprefix("instances_")
 
 
 def _split_name(file: Path, files: list[Path]) -> str:
     """ "train" for instances_train2014.json, unless there is another year of it."""
     if len(files) == 1 and not file.stem.startswith("instances_"):
         return "train"
-    names = [re.sub(r"\d+$", "", other.stem.removeprefix("instances_")) for other in files]
+    names = [_full_name(other).rstrip("0123456789") for other in files]
     short = names[files.index(file)]
-    return short if short and names.count(short) == 1 else file.stem.removeprefix("instances_")
+    return short if short and names.count(short) == 1 else _full_name(file)
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class _Object(NamedTuple):
 class _Part:
     """The pictures of one annotation file by name, with their objects."""
 
-    def __init__(self, file: Path, root: Path, report: Report) -> None:
+    def __init__(self, file: Path, folders: list[Path], report: Report) -> None:
         self.file = file
         self.report = report
         self.stamp = file_stamp(file)
@@ -160,7 +169,7 @@ class _Part:
         self.labels = {number: index + 1 for index, number in enumerate(self.categories)}
         self.pictures: dict[str, _Picture] = {}
         self._names: dict[object, str | None] = {}
-        self._read_images(content["images"], root)
+        self._read_images(content["images"], folders)
         self._read_annotations(content["annotations"])
 
     def _read_categories(self, categories: list[Any]) -> tuple[dict[int, str], Classes]:
@@ -175,9 +184,7 @@ class _Part:
             raise WeaksegError(f"{self.file}: two categories have the same id.")
         return named, classes
 
-    def _read_images(self, images: list[Any], root: Path) -> None:
-        full_split = self.file.stem.removeprefix("instances_")
-        folders = [root / full_split, root / "images" / full_split, root / "images", self.file.parent]
+    def _read_images(self, images: list[Any], folders: list[Path]) -> None:
         references = [str(item.get("file_name")) if isinstance(item, dict) else "" for item in images]
         for folder in folders:
             found = find_files(folder, IMAGE_SUFFIXES, self.report)

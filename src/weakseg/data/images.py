@@ -53,11 +53,12 @@ def find_files(folder: Path, suffixes: Collection[str], report: Report) -> dict[
         for name in folders:
             if (link := Path(parent, name)).is_symlink():
                 raise WeaksegError(f"{link} is a link to a folder, which could lead anywhere. Move the files here.")
+        inner = "" if parent == str(folder) else f"{Path(parent).relative_to(folder).as_posix()}/"
         for file in sorted(files):
             stem, suffix = os.path.splitext(file)  # noqa: PTH122 (a Path for each of 100,000 files is slow)
             if file.startswith(".") or suffix.lower() not in suffixes:
                 continue
-            name = unicodedata.normalize("NFC", Path(parent, stem).relative_to(folder).as_posix())
+            name = unicodedata.normalize("NFC", inner + stem)
             path = Path(parent, file)
             if name in found:
                 report.problems.append(

@@ -84,8 +84,8 @@ def _classes(root: Path) -> tuple[Classes, dict[int, int]]:
     """The classes in the order of their values, and the label of each value that masks may hold."""
     path = root / "classes.json"
     if not path.exists():
-        numbers = {name: index + 1 for index, name in enumerate(VOC_CLASSES)}
-        return Classes(VOC_CLASSES), _translation(Classes(VOC_CLASSES), numbers)
+        classes = Classes(VOC_CLASSES)
+        return classes, _translation(classes, {name: classes.label(name) for name in classes.names})
     numbers = read_json(path)
     if not isinstance(numbers, dict) or not all(type(v) is int and 0 <= v <= 255 for v in numbers.values()):
         raise WeaksegError(f'{path} must map each class name to its value in the masks, 0 … 255, such as {{"cat": 8}}.')
