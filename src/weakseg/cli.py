@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ app.add_typer(data_app, name="data", help="Check, make, simulate and fetch data 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the data set (VOC, COCO or images/ + labels.csv).")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Format = Annotated[
-    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    str | None,
     typer.Option("--format", help="Layout of the data set: voc, coco or folder. Default: recognised by what is there."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -97,7 +97,7 @@ def run(
 
 @app.command()
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="Print this recipe with all its settings.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings.")] = None,
 ) -> None:
     """List the recipes that come with weakseg, or print one.
 
@@ -123,10 +123,12 @@ def predict(
     out: OutFolder,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the scores as arrays, too.")] = False,
     overlays: Annotated[bool, typer.Option(help="Write the image with the mask laid over it.")] = True,
-    scales: Annotated[Optional[str], typer.Option(help="Sizes of the image, such as 0.75,1,1.25.")] = None,  # noqa: UP045
-    mirror: Annotated[Optional[bool], typer.Option(help="Use the mirrored image, too.")] = None,  # noqa: UP045
-    crf: Annotated[Optional[str], typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")] = None,  # noqa: UP045
-    threshold: Annotated[Optional[float], typer.Option(help="The background's score, for localisers.")] = None,  # noqa: UP045
+    scales: Annotated[str | None, typer.Option(help="Sizes of the image, such as 0.75,1,1.25.")] = None,
+    mirror: Annotated[bool | None, typer.Option(help="Use the mirrored image, too.")] = None,
+    crf: Annotated[
+        str | None, typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="The background's score, for localisers.")] = None,
     device: Device = "auto",
 ) -> None:
     """Write masks for any images: palette PNGs, overlays and, if wanted, probabilities.
@@ -139,6 +141,7 @@ def predict(
       weakseg predict runs/photos/segment/model photos/ --out predicted --probabilities --crf deeplab
     """
     from weakseg.pipeline.predict import find_model, predict_files
+    from weakseg.settings import validate
     from weakseg.training import RuntimeSettings, start
 
     changes: dict[str, Any] = {"mirror": mirror, "threshold": threshold}
@@ -149,8 +152,6 @@ def predict(
     changes = {key: value for key, value in changes.items() if value is not None}
     if crf == "none":
         changes["crf"] = None
-    from weakseg.settings import validate
-
     runtime = validate(RuntimeSettings, {"device": device}, "")
     how, count = predict_files(
         find_model(model),
@@ -214,10 +215,106 @@ def check(
     \b
     Examples:
       weakseg data check photos
+      weakseg data check VOC2012 --strict
     """
     from weakseg.data.check import check_dataset
+    from weakseg.progress import Steps
+
+    with Steps("images") as steps:
+        found = check_dataset(data, format, lambda done, total: steps.show("checking", done, total))
+    for note in found.notes:
+        print(f"note: {note}")
+    for problem in found.problems:
+        print(f"problem: {problem}")
+    print(f"{data}: {len(found.problems)} problems, {len(found.notes)} notes")
+    if found.problems or (strict and found.notes):
+        raise typer.Exit(1)
+
+
+@data_app.command("make-toy")
+def make_toy(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    train: Annotated[int, typer.Option(min=1, help="Images to learn from.")] = 480,
+    val: Annotated[int, typer.Option(min=1, help="Images to measure on.")] = 120,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another countryside.")] = 0,
+) -> None:
+    """Draw the toy data set: a countryside with six classes of things and all the troubles of photographs.
+
+    \b
+    Examples:
+      weakseg data make-toy toy
+      weakseg data make-toy tiny --train 20 --val 5 --size 64
+    """
+    from weakseg.data.toy import make_toy as make
     from weakseg.progress import Progress
 
-    raise NotImplementedError
+    with Progress("drawing", train + val) as progress:
+        make(out, seed=seed, train=train, val=val, size=size, progress=progress.advance)
+    print(f"{train} + {val} images in {out}")
 
 
+@data_app.command("simulate")
+def simulate(
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with masks.")],
+    out: Annotated[Path, typer.Option("--out", help="The labels.json to write.")],
+    split: Annotated[list[str], typer.Option("--split", help="May be given several times.")] = ["train"],  # noqa: B006
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="tags, boxes, points or scribbles; several times for several. Default: all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    points: Annotated[int, typer.Option(min=1, help="Points in each part of a mask.")] = 1,
+    background: Annotated[bool, typer.Option(help="Mark background with points and scribbles, too.")] = True,
+    min_area: Annotated[int, typer.Option(min=1, help="Smallest part of a mask that is marked, pixels.")] = 16,
+    format: Format = None,
+) -> None:
+    """Derive tags, boxes, points and scribbles from masks, to try what weaker labels would give.
+
+    \b
+    Examples:
+      weakseg data simulate VOC2012 --split train --kind points --out points/labels.json
+      weakseg data simulate toy --split train --split val --seed 1 --out toy-labels.json
+    """
+    from weakseg.data.opening import open_dataset
+    from weakseg.data.simulate import KINDS, simulate_dataset
+    from weakseg.progress import Progress
+
+    dataset = open_dataset(data, format)
+    with Progress("simulating", sum(len(dataset.split(name)) for name in split)) as progress:
+        simulate_dataset(
+            dataset,
+            split,
+            out,
+            kind or KINDS,
+            seed,
+            points=points,
+            background=background,
+            min_area=min_area,
+            progress=progress.advance,
+        )
+    print(f"Weak labels in {out}. With the images in {out.parent / 'images'} beside it, it is a data set.")
+
+
+@data_app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="voc2012, sbd or coco2014.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the data set; the same for voc2012 and sbd.")],
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option("--base-url", help="A mirror to ask instead of the publisher; several times for several."),
+    ] = None,
+) -> None:
+    """Download a public data set: resumed where it broke off, checked by size and hash, unpacked safely.
+
+    \b
+    Examples:
+      weakseg data fetch voc2012 --out VOC2012
+      weakseg data fetch sbd --out VOC2012
+    """
+    from weakseg.data.fetch import fetch as fetch_dataset
+    from weakseg.progress import Steps
+
+    with Steps("MB", scale=1e6) as steps:
+        fetch_dataset(name, out, base_urls=base_url, progress=steps.show)
+    print(f"{name} is in {out}")

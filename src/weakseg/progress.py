@@ -67,6 +67,32 @@ class Progress:
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
+class Steps:
+    """Work in several steps that are known only as they come: `show` is told the step and how far it is."""
+
+    def __init__(self, unit: str, scale: float = 1) -> None:
+        self.unit, self.scale = unit, scale
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(kind, value, traceback)
+            self.bar = None
+
+    def show(self, title: str, done: float, total: float) -> None:
+        """`done` of `total`, both in units of 1 / `scale`; another title ends one bar and begins the next."""
+        now = int(done / self.scale)
+        if self.bar is None or self.bar.title != title:
+            self.__exit__(None, None, None)
+            self.bar = Progress(title, max(1, round(total / self.scale)), self.unit, now).__enter__()
+        self.bar.advance(now - self.bar.done)
+
+
 def _terminal_bar(title: str, total: int, unit: str, done: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

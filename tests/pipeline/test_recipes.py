@@ -25,7 +25,9 @@ def test_set_changes_one_setting_and_nothing_else() -> None:
     assert after.stages["cam"].train.epochs == 2
     assert (after.seed, after.data.train) == (7, "train_aug")
     assert after.stages["cam"].model_copy(update={"train": before.stages["cam"].train}) == before.stages["cam"]
-    assert {k: v for k, v in after.stages.items() if k != "cam"} == {k: v for k, v in before.stages.items() if k != "cam"}
+    assert {k: v for k, v in after.stages.items() if k != "cam"} == {
+        k: v for k, v in before.stages.items() if k != "cam"
+    }
 
 
 def test_set_reaches_into_what_was_null() -> None:
@@ -43,13 +45,19 @@ def test_set_reaches_into_what_was_null() -> None:
         ("cam.train.epochs=two", "cam.train.epochs: input should be a valid number"),
         ("cam.train.epochs", 'write it as key=value, such as "cam.train.epochs=2"'),
         ("cam.train.epochs=[1", "'[1' is not a YAML value"),
-        ("cam.model.backbone.name=mobilnet_v2", 'cam.model.backbone.name: there is no such backbone. Did you mean "mobil'),
+        (
+            "cam.model.backbone.name=mobilnet_v2",
+            'cam.model.backbone.name: there is no such backbone. Did you mean "mobil',
+        ),
         ("cam.model.bakbone.name=small", 'cam.model.bakbone: unknown setting. Did you mean "backbone"?'),
         ("cam.method=camm", 'There is no localiser "camm". There are: cam'),
         ("masks.maps=nowhere", 'masks: reads the stage "nowhere", which does not come before it.'),
         ("masks.maps=scores", 'masks: reads the stage "scores", which does not come before it.'),
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
-        ("masks.kind=mask", 'masks.kind: there is no stage of kind "mask". Known: evaluate, localise, maps, masks, segment.'),
+        (
+            "masks.kind=mask",
+            'masks.kind: there is no stage of kind "mask". Known: evaluate, localise, maps, masks, segment.',
+        ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
         ("cam.augment.scale_range=[2, 1]", "cam.augment"),

@@ -142,9 +142,7 @@ def test_every_epoch_draws_each_image_at_most_once_if_there_are_enough(
 @given(world=st.sampled_from([1, 2, 3]), accumulate=st.sampled_from([1, 2]), first=st.integers(0, 5))
 def test_processes_and_micro_batches_share_each_batch(world: int, accumulate: int, first: int) -> None:
     order = Order(30, 12, 0)
-    parts = [
-        list(Batches(order, first, 6, accumulate=accumulate, rank=rank, world=world)) for rank in range(world)
-    ]
+    parts = [list(Batches(order, first, 6, accumulate=accumulate, rank=rank, world=world)) for rank in range(world)]
     for step in range(first, 6):
         start_ = (step - first) * accumulate
         drawn = [draw for part in parts for micro in part[start_ : start_ + accumulate] for draw in micro]

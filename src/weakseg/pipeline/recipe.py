@@ -1,7 +1,8 @@
 """Recipes: the stages of one paper with their numbers, as typed settings.
 
 A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`, an ordered list of named groups of
-settings whose `kind` says which stage they belong to. `extends: other` begins with another recipe and changes it.
+settings whose `kind` says which stage they belong to. `extends: other` begins with another recipe and changes it:
+mappings are merged, other values replaced, and null takes a whole mapping (a stage, say) away.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class DataSettings(Settings):
         default="auto", description="the split with masks that activation maps and pseudo-masks are measured on; its weak "
         "labels are used. auto: the training split where it has masks",
     )  # fmt: skip
-    val: str | None = Field(default="auto", description="the split the segmenter is measured on; auto: val, if there is one")
+    val: str | None = Field(
+        default="auto", description="the split the segmenter is measured on; auto: val, if there is one"
+    )
 
 
 class _Head(Settings):
@@ -148,11 +151,14 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above` laid over it, mapping by mapping."""
+    """`below` with the keys of `above` laid over it, mapping by mapping; null over a mapping takes it away."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and value is None:
+            del merged[key]
+        else:
+            merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 

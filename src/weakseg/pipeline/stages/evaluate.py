@@ -13,8 +13,8 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.files import read_json, write_json
 from weakseg.methods.store import load_model
-from weakseg.pipeline.measures import LabelMap, measure_masks
 from weakseg.pipeline.inference import Inference, predict
+from weakseg.pipeline.measures import LabelMap, measure_masks
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress

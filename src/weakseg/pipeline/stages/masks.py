@@ -14,8 +14,8 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, write_label_map
 from weakseg.files import read_json, write_json
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.inference import against_background, decide, known_crf
+from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Context, Stage, StageName
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
@@ -29,7 +29,8 @@ class Masks(Stage):
     kind: Literal["masks"] = "masks"
     maps: StageName
     threshold: float | Literal["auto"] = Field(
-        default="auto", description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks"
+        default="auto",
+        description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks",
     )
     crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
 

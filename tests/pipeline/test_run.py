@@ -1,0 +1,190 @@
+"""Runs: what is skipped, what is done again, what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiny import TINY, write_tiny_voc
+from weakseg.data.images import read_label_map, write_label_map
+from weakseg.data.opening import open_dataset
+from weakseg.errors import WeaksegError
+from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import LOCK_NAME, run
+
+STAGES = ["cam", "maps", "masks", "segment", "scores"]
+Done = dict[str, str]
+
+
+def carried_out(data: Path, root: Path, *overrides: str) -> Done:
+    """Run the toy recipe; what was said of each stage."""
+    said: list[str] = []
+    run(load_recipe("toy", [*TINY, *overrides]), open_dataset(data), root, said.append)
+    return dict(line.split(": ", 1) for line in said)
+
+
+def skipped(done: Done) -> list[str]:
+    return [stage for stage, words in done.items() if words == "finished before, skipped"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and a complete run on it. Tests that change anything work on a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_tiny_voc(folder / "data")
+    assert list(carried_out(data, folder / "run")) == STAGES
+    return data, folder / "run"
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Path], tmp_path: Path, copy_tree: Callable[[Path, Path], Path]) -> tuple[Path, Path]:
+    data, root = finished
+    return data, copy_tree(root, tmp_path / "run")
+
+
+def test_every_stage_leaves_its_artifact(finished: tuple[Path, Path]) -> None:
+    data, root = finished
+    dataset = open_dataset(data)
+    for sample in dataset.split("train"):
+        with Image.open(sample.image) as image:
+            size = (image.height, image.width)
+        maps = ActivationMaps.load(root / "maps" / "maps" / f"{sample.name}.npz")
+        assert set(maps.labels.tolist()) == sample.labels.present()
+        assert maps.size == size
+        mask = read_label_map(root / "masks" / "masks" / f"{sample.name}.png")
+        assert mask.shape == size
+        assert set(np.unique(mask).tolist()) <= {0, *sample.labels.present()}
+    for sample in (*dataset.split("train"), *dataset.split("val")):
+        prediction = read_label_map(root / "scores" / "predictions" / "segment" / f"{sample.name}.png")
+        assert set(np.unique(prediction).tolist()) <= {0, 1, 2}
+    rows = json.loads((root / "scores" / "summary.json").read_text())
+    assert [(row["title"], row["split"], row["images"]) for row in rows] == [
+        ("CAM", "score", 8),
+        ("CAM + CRF", "score", 8),
+        ("DeepLab", "score", 8),
+        ("DeepLab", "val", 4),
+    ]
+    assert all(0 <= row["mean_iou"] <= 1 for row in rows)
+    assert not list(root.rglob("checkpoint*"))
+    assert not list(root.rglob(".*.writing"))
+
+
+def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    assert skipped(carried_out(data, root)) == STAGES
+
+
+@pytest.mark.parametrize(
+    ("override", "still_good"),
+    [
+        ("runtime.checkpoint_steps=7", STAGES),
+        ("masks.crf=null", ["cam", "maps"]),
+        ("segment.inference.mirror=false", ["cam", "maps", "masks"]),
+        ("scores.curves={}", ["cam", "maps", "masks", "segment"]),
+        ("seed=1", []),
+        ("data.images_per_class=3", []),
+    ],
+)
+def test_a_change_runs_just_what_depends_on_it(copied: tuple[Path, Path], override: str, still_good: list[str]) -> None:
+    data, root = copied
+    assert skipped(carried_out(data, root, override)) == still_good
+
+
+def test_changed_labels_run_everything_again(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    _, root = copied
+    data = write_tiny_voc(tmp_path / "other")
+    tags = json.loads((data / "tags.json").read_text())
+    tags["train 0"] = ["spoon"]
+    (data / "tags.json").write_text(json.dumps(tags))
+    assert skipped(carried_out(data, root)) == []
+
+
+def test_the_best_threshold_is_chosen_on_the_score_split(finished: tuple[Path, Path]) -> None:
+    _, root = finished
+    curve = json.loads((root / "masks" / "curve.json").read_text())
+    chosen = json.loads((root / "masks" / "threshold.json").read_text())
+    assert chosen["threshold"] == curve["thresholds"][int(np.argmax(curve["mean_iou"]))]
+    assert chosen["origin"] == "best on the score split"
+
+
+def test_without_any_mask_the_default_threshold_is_used_and_said(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data", masks=False)
+    carried_out(data, tmp_path / "run")
+    chosen = json.loads((tmp_path / "run" / "masks" / "threshold.json").read_text())
+    assert chosen == {"threshold": 0.3, "origin": "default, since no masks are there to choose it"}
+    assert json.loads((tmp_path / "run" / "scores" / "summary.json").read_text()) == []
+
+
+def test_full_supervision_needs_no_localiser(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    small = ["segment.model.backbone={name: small, output_stride: 8, weights: null}", *TINY[3:6], TINY[-1]]
+    said: list[str] = []
+    run(load_recipe("supervised", small), open_dataset(data), tmp_path / "run", said.append)
+    rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
+    assert [(row["title"], row["split"]) for row in rows] == [("DeepLab", "score"), ("DeepLab", "val")]
+
+
+def test_two_runs_on_one_folder_refuse_each_other(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    with (root / LOCK_NAME).open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(WeaksegError, match="Another run is at work in .* Wait for it or stop it"):
+            carried_out(data, root)
+    assert skipped(carried_out(data, root)) == STAGES
+
+
+def test_an_image_without_tags_is_refused_before_any_work(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data", masks=False)
+    tags = json.loads((data / "tags.json").read_text())
+    del tags["train 3"]
+    (data / "tags.json").write_text(json.dumps(tags))
+    with pytest.raises(WeaksegError, match=r"1 of 8 images of the split \"train\" have no tags.*the first is train 3"):
+        carried_out(data, tmp_path / "run")
+    assert not (tmp_path / "run" / "cam").exists()
+
+
+def test_a_missing_split_names_those_there_are(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    with pytest.raises(WeaksegError, match=r'has no split "test". It has: train \(8 images\), val \(4 images\)'):
+        carried_out(data, tmp_path / "run", "data.val=test")
+
+
+def test_a_split_to_measure_on_needs_masks(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    (data / "SegmentationClass" / "val 1.png").unlink()
+    with pytest.raises(WeaksegError, match=r'1 images of the split "val" have no mask .* the first is val 1'):
+        carried_out(data, tmp_path / "run", "data.val=val")
+
+
+def test_a_folder_with_strange_files_is_not_cleared(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    precious = tmp_path / "run" / "cam" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    with pytest.raises(WeaksegError, match="holds files that no run has written; choose another --out folder"):
+        carried_out(data, tmp_path / "run")
+    assert precious.read_text() == "years of work"
+
+
+def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    write_label_map(data / "SegmentationClass" / "train 2.png", np.zeros((5, 5), np.uint8))
+    with pytest.raises(WeaksegError, match="train 2"):
+        carried_out(data, tmp_path / "run")
+
+
+def test_the_log_tells_the_story(finished: tuple[Path, Path]) -> None:
+    _, root = finished
+    events = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
+    assert [event["stage"] for event in events if event["event"] == "stage done"] == STAGES
+    assert events[-1]["event"] == "done"
+    manifest = json.loads((root / "cam" / "manifest.json").read_text())
+    assert manifest["versions"]["torch"]
+    assert manifest["settings"]["train"]["epochs"] == 2
