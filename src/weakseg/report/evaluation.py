@@ -1,0 +1,100 @@
+"""Measure a folder of label maps, whoever made them, against the ground truth of a data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.findings import reading
+from weakseg.data.images import find_files, read_label_map
+from weakseg.errors import WeaksegError
+from weakseg.files import write_json, write_text
+from weakseg.labels import Classes
+from weakseg.pipeline.measures import measure_masks
+from weakseg.report.plots import confusion_matrix, iou_bars
+from weakseg.report.tables import percent, text_table
+
+
+def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str:
+    """Compare the label maps `masks`/NAME.png (0 background, 1 … C, 255 void) with the ground truth of a split.
+
+    Writes `scores.json`, `images.csv` (IoU of every image, in percent), `confusion.png` and `per_class.png` to `out`
+    and returns the scores as text. Raises `WeaksegError` for images without a mask on either side, for masks that are
+    no label maps and for masks of another size than their ground truth.
+    """
+    samples = dataset.split(split)
+    found = _find_masks(masks, samples, split)
+    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    values = scores.to_dict()
+    names = ["background", *dataset.classes.names]
+    write_json(out / "scores.json", {"masks": str(masks), "split": split, "classes": names, **values})
+    write_text(out / "images.csv", _image_table(values["image_iou"]))
+    confusion_matrix(values["matrix"], names).save(out / "confusion.png")
+    iou_bars({masks.name: values["iou"]}, names).save(out / "per_class.png")
+    extra = sorted(found.keys() - {sample.name for sample in samples})
+    return "\n".join([scores_text(values, dataset.classes), *_remarks(values, extra)])
+
+
+def scores_text(values: Mapping[str, Any], classes: Classes) -> str:
+    """The scores of `MaskScores.to_dict` as a table: each class, then the means, in percent."""
+    names = ["background", *classes.names]
+    per_class = zip(names, values["iou"], values["boundary"]["f_score"], strict=True)
+    rows = [[name, percent(iou), percent(boundary)] for name, iou, boundary in per_class]
+    occurring = sum(iou is not None for iou in values["iou"])
+    means = [
+        [f"mean of all {len(names)} classes (absent: 0)", percent(values["mean_iou"])],
+        [f"mean of the {occurring} classes that occur", percent(values["mean_iou_present"])],
+        ["mean boundary F", percent(values["boundary"]["mean_f_score"])],
+        ["pixel accuracy", percent(values["pixel_accuracy"])],
+    ]
+    return "\n\n".join(
+        [text_table(["class", "IoU %", "boundary F %"], rows), text_table([f"{values['images']} images", "%"], means)]
+    )
+
+
+def _find_masks(folder: Path, samples: Sequence[Sample], split: str) -> dict[str, Path]:
+    """All label maps of the folder by name; every sample has one, and has ground truth."""
+    if not folder.is_dir():
+        raise WeaksegError(f"{folder} is not a folder of label maps.")
+    if not samples:
+        raise WeaksegError(f'The split "{split}" has no images.')
+    untrue = [sample.name for sample in samples if sample.mask is None]
+    if untrue:
+        raise WeaksegError(
+            f'{len(untrue)} of {len(samples)} images of the split "{split}" have no ground truth to compare with, '
+            f"the first is {untrue[0]}. Choose another split, or add their masks to the data set."
+        )
+    with reading(folder, None) as report:
+        found = find_files(folder, (".png",), report)
+    missing = [sample.name for sample in samples if sample.name not in found]
+    if missing:
+        raise WeaksegError(
+            f'{folder} has no label map for {len(missing)} of {len(samples)} images of the split "{split}", '
+            f"the first is {missing[0]}.png. Predict them too, or choose another split."
+        )
+    return found
+
+
+def _image_table(image_iou: Mapping[str, float | None]) -> str:
+    """CSV: the images and their IoU in percent, the worst first; empty where all ground truth is void."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "iou_percent"])
+    by_iou = sorted(image_iou.items(), key=lambda item: (item[1] is None, item[1], item[0]))
+    table.writerows([name, "" if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
+    return text.getvalue()
+
+
+def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
+    """What a reader of the scores should know besides."""
+    remarks = []
+    if unlabelled := values["pixels_predicted_as_no_class"]:
+        share = percent(unlabelled / values["pixels"])
+        remarks.append(f"{share} % of the pixels are void or of no known class in the masks; they count as wrong.")
+    if extra:
+        remarks.append(f"{len(extra)} files belong to no image of the split and were left out, such as {extra[0]}.png.")
+    return ["", *remarks] if remarks else []

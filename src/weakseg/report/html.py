@@ -1,0 +1,501 @@
+"""The report of a run: one HTML file that needs nothing else, neither other files nor scripts."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from weakseg import __version__
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image, read_label_map
+from weakseg.errors import WeaksegError
+from weakseg.files import read_json, write_text
+from weakseg.labels import VOID, Classes
+from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.run import RECIPE_NAME
+from weakseg.pipeline.stages.evaluate import prediction_path
+from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.masks import mask_path
+from weakseg.report import pictures
+from weakseg.report.plots import Plot, confusion_matrix, loss_curves, threshold_curve
+from weakseg.report.tables import ABSENT, RunFolder, percent, read_lines, score_cells
+from weakseg.training import LOG_NAME
+
+REPORT_NAME = "report.html"
+IMAGES_PER_GROUP = 3
+"""So many of the best, of the middle and of the worst images of a split are shown."""
+UNRANKED_IMAGES = 6
+"""So many images are shown where nothing tells good from bad."""
+MAX_HEAT_MAPS = 4
+"""The activation maps of so many classes of one image are shown."""
+
+MAX_FIGURES_PER_ROW = 6
+
+PART_TITLES = {"train": "Training images", "score": "Weakly labelled images", "val": "Validation images"}
+VOID_ELEMENTS = ("img", "meta")
+# Whatever a class or a file is called: this page loads nothing and runs nothing.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into the folder of a run, finished or not, and return its path.
+
+    Raises `WeaksegError` for a folder that is no run or whose files are damaged. Data that have moved cost the pictures
+    only.
+    """
+    path = run / REPORT_NAME
+    write_text(path, _page(RunFolder.read(run)))
+    return path
+
+
+class Markup(str):
+    """HTML. Any other text is escaped when it becomes a part of it."""
+
+    __slots__ = ()
+
+
+def element(tag: str, *content: str, **attributes: str | int) -> Markup:
+    """`<tag key="value">content</tag>`; a key may end with `_` where Python has its own meaning for it (`class_`)."""
+    keys = (f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    opening = f"<{tag}{''.join(keys)}>"
+    return Markup(opening if tag in VOID_ELEMENTS else f"{opening}{join(content)}</{tag}>")
+
+
+def join(content: Iterable[str]) -> Markup:
+    """Texts and markup one after the other."""
+    return Markup("".join(part if isinstance(part, Markup) else html.escape(part) for part in content))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, texts: int = 1) -> Markup:
+    """A table whose first column names the rows; it scrolls in its box where the page is too narrow. The first `texts`
+    columns hold words, the others numbers."""
+    kinds = ["text" if place < texts else "number" for place in range(len(header))]
+    head = (element("th", cell, scope="col", class_=kind) for cell, kind in zip(header, kinds, strict=True))
+    body = []
+    for name, *others in rows:
+        cells = (_cell(text, kind) for text, kind in zip(others, kinds[1:], strict=True))
+        body.append(element("tr", element("th", name, scope="row", class_="text"), *cells))
+    content = (element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body))
+    return element("div", element("table", *content), class_="scroll", role="region", aria_label=caption, tabindex=0)
+
+
+class Share(str):
+    """The text of a table's cell with a bar behind it that fills `share` (0 … 1) of the cell."""
+
+    share: float
+
+    def __new__(cls, text: str, share: float) -> Share:
+        cell = super().__new__(cls, text)
+        cell.share = share
+        return cell
+
+
+def _cell(text: str, kind: str) -> Markup:
+    if isinstance(text, Share):
+        return element("td", text, class_="bar", style=f"--share:{100 * text.share:.1f}%")
+    return element("td", text, class_=kind)
+
+
+def section(title: str, *content: str) -> Markup:
+    """A part of the page with a heading that can be linked to."""
+    name = title.lower()
+    return element("section", element("h2", title, id=name), *content, aria_labelledby=name)
+
+
+def note(text: str) -> Markup:
+    """Something the reader should know before trusting what is (not) shown."""
+    return element("p", text, class_="note")
+
+
+def plot(drawn: Plot, caption: str) -> Markup:
+    """A plot as a picture of its own, so that the names inside do not mix with those of other plots."""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.svg().encode()).decode()}"
+    return element(
+        "figure", element("img", src=source, alt=drawn.description), element("figcaption", caption), class_="plot"
+    )
+
+
+def _page(run: RunFolder) -> Markup:
+    title = f"{run.recipe['name']}: report"
+    sections = {
+        "Scores": _scores,
+        "Pictures": _pictures,
+        "Classes": _per_class,
+        "Training": _training,
+        "Data": _data,
+        "Run": _run,
+    }
+    links = (element("a", name, href=f"#{name.lower()}") for name in sections)
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Markup((files("weakseg.report") / "report.css").read_text(encoding="utf-8"))),
+    )
+    body = element(
+        "body",
+        element("header", *_introduction(run), element("nav", *links, aria_label="Parts of the report")),
+        element("main", *(section(name, *content(run)) for name, content in sections.items())),
+        element("footer", element("p", f"Written by weakseg {__version__}.")),
+    )
+    return Markup(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
+
+
+# The head of the page
+
+
+def _introduction(run: RunFolder) -> Iterator[Markup]:
+    yield element("p", "Report of a run", class_="kicker")
+    yield element("h1", run.recipe["name"])
+    yield element("p", run.recipe["about"], class_="about")
+    yield element("p", _summary(run), class_="summary")
+    if run.unfinished:
+        yield note(run.status())
+    yield element("dl", *(_fact(name, value) for name, value in _key_numbers(run)), class_="tiles")
+
+
+def _summary(run: RunFolder) -> str:
+    """The result in one sentence."""
+    count = f"{run.data['images']['train']} weakly labelled images of {len(run.data['classes'])} classes"
+    if not run.scores():
+        missing = "it is not finished" if run.unfinished else "there is no ground truth to measure against"
+        return f"A run on {count}; no scores, since {missing}."
+    last = run.scores()[-1]
+    return (
+        f"Learning from {count}, {last['title']} reaches a mean IoU of {percent(last['mean_iou'])} % "
+        f"on {last['images']} {PART_TITLES[last['split']].lower()}."
+    )
+
+
+def _key_numbers(run: RunFolder) -> Iterator[tuple[str, str]]:
+    for split, row in reversed(_last_rows(run).items()):
+        yield f"mIoU of {row['title']}, {split}", f"{percent(row['mean_iou'])} %"
+    yield "training images", str(run.data["images"]["train"])
+    yield "classes", str(len(run.data["classes"]))
+    yield "computing time", _duration(_total_seconds(run))
+
+
+def _last_rows(run: RunFolder) -> dict[str, Mapping[str, Any]]:
+    """The last row of scores of each split: what the other rows lead to."""
+    return {row["split"]: row for row in run.scores()}
+
+
+def _fact(name: str, value: str) -> Markup:
+    return element("div", element("dt", name), element("dd", value))
+
+
+# Scores
+
+
+def _scores(run: RunFolder) -> Iterator[Markup]:
+    rows = run.scores()
+    if not rows:
+        yield note("There are no scores: " + (run.status() or "the data have no ground truth to measure against."))
+        return
+    yield table(*score_cells(rows), "Mean IoU and boundary F-score in percent", texts=2)
+    yield element("p", _explanation(run), class_="explanation")
+
+
+def _explanation(run: RunFolder) -> str:
+    """What the scores can be trusted for."""
+    images, splits, text = run.data["images"], _splits(run), ""
+    if images["score"]:
+        text += f"score: images of “{splits['score']}” whose weak labels were known. "
+        if any(stage["threshold"] == "auto" for stage in run.of_kind("masks").values()):
+            text += "The threshold is the best one on them, chosen with their ground truth. "
+    if images["val"]:
+        text += f"val: images of “{splits['val']}”, from which nothing was learned."
+    return text
+
+
+def _splits(run: RunFolder) -> dict[str, str]:
+    """The split of the data set that plays each part."""
+    settings = run.data["settings"]
+    automatic = {"score": settings["train"], "val": "val"}
+    return {part: automatic[part] if settings[part] == "auto" else settings[part] for part in PART_TITLES}
+
+
+# Classes
+
+
+def _per_class(run: RunFolder) -> Iterator[Markup]:
+    rows = run.scores()
+    if not rows:
+        yield note("There are no scores of classes.")
+        return
+    names = ["background", *run.data["classes"]]
+    header = ["class", *(f"{row['title']}, {row['split']}" for row in rows)]
+    cells = [[name, *(_iou_cell(row["iou"][label]) for row in rows)] for label, name in enumerate(names)]
+    yield table(header, cells, "IoU of every class in percent")
+    matrices = (
+        plot(confusion_matrix(row["matrix"], names), f"What the pixels of each class became: {row['title']}, {split}")
+        for split, row in _last_rows(run).items()
+    )
+    yield element("div", *matrices, class_="plots")
+
+
+def _iou_cell(iou: float | None) -> str:
+    return Share(percent(iou), iou or 0)
+
+
+# Training
+
+
+def _training(run: RunFolder) -> Iterator[Markup]:
+    drawn = [*_loss_plots(run), *_threshold_plots(run)]
+    yield element("div", *drawn, class_="plots") if drawn else note("Nothing was learned yet.")
+
+
+def _loss_plots(run: RunFolder) -> Iterator[Markup]:
+    for name, stage in run.stages.items():
+        records = read_lines(run.root / name / LOG_NAME)
+        if records:
+            last = records[-1]
+            so_far = "" if name in run.manifests else " so far"
+            caption = f"{name} ({stage['method']}): {last['step']} updates, {last['epoch']:.1f} epochs{so_far}"
+            yield plot(loss_curves(records), caption)
+
+
+def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
+    titles = run.titles("curves")
+    used, curves = [], {}
+    for name in run.of_kind("masks"):
+        choice = read_json(run.root / name / "threshold.json")
+        used.append(f"{name} used the background score {choice['threshold']:.2f} ({choice['origin']})")
+        if (run.root / name / "curve.json").is_file():
+            curves[titles.get(name, name)] = read_json(run.root / name / "curve.json")
+    if curves:
+        yield plot(threshold_curve(curves), "; ".join(used))
+    elif used:
+        yield element("p", "; ".join(used))
+
+
+# Data
+
+
+def _data(run: RunFolder) -> Iterator[Markup]:
+    data, splits = run.data, _splits(run)
+    parts = [part for part, count in data["images"].items() if count]
+    yield element(
+        "dl",
+        _fact("folder", data["root"]),
+        _fact("layout", data["format"]),
+        *(_fact(PART_TITLES[part].lower(), f"{data['images'][part]} of “{splits[part]}”") for part in parts),
+        class_="facts",
+    )
+    counts = data["images_with_class"]
+    rows = [
+        [name, *(str(counts[part][place]) if any(counts[part]) else ABSENT for part in parts)]
+        for place, name in enumerate(data["classes"])
+    ]
+    totals = ["all images", *(str(data["images"][part]) for part in parts)]
+    yield table(["class", *parts], [*rows, totals], "Images with each class, by their weak labels")
+
+
+# The run itself
+
+
+def _run(run: RunFolder) -> Iterator[Markup]:
+    total = _total_seconds(run)
+    rows = [_timing(run, name, total) for name in run.stages]
+    header = ["stage", "kind", "device", "processes", "time"]
+    yield table(header, [*rows, ["total", "", "", "", _duration(total)]], "Time of every stage", texts=3)
+    if resumed := [name for name, manifest in run.manifests.items() if manifest["resumed"]]:
+        yield element("p", f"Interrupted, timed from where it went on: {', '.join(resumed)}.", class_="explanation")
+    begun, ended = (_times(run, event) for event in ("run", "done"))
+    facts = {"seed": [str(run.recipe["seed"])], "begun": begun[:1], "ended": ended[-1:], **_versions(run)}
+    yield element("dl", *(_fact(name, ", ".join(values)) for name, values in facts.items() if values), class_="facts")
+    recipe = (run.root / RECIPE_NAME).read_text(encoding="utf-8")
+    yield element("details", element("summary", "All settings of the recipe"), element("pre", element("code", recipe)))
+
+
+def _timing(run: RunFolder, name: str, total: float) -> list[str]:
+    kind = run.stages[name]["kind"]
+    if name not in run.manifests:
+        return [name, kind, "", "", "to be done again" if name in run.outdated else "not finished"]
+    manifest = run.manifests[name]
+    seconds = manifest["seconds"]
+    bar = Share(_duration(seconds), seconds / total if total else 0)
+    return [name, kind, manifest["device"], str(manifest["processes"]), bar]
+
+
+def _total_seconds(run: RunFolder) -> float:
+    return sum(manifest["seconds"] for manifest in run.manifests.values())
+
+
+def _versions(run: RunFolder) -> dict[str, list[str]]:
+    """Package → its version, or all of them where the stages were not made by the same."""
+    found: dict[str, list[str]] = {}
+    for manifest in run.manifests.values():
+        for package, version in manifest["versions"].items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    return found
+
+
+def _times(run: RunFolder, event: str) -> list[str]:
+    return [record["time"][:16].replace("T", " ") for record in run.log if record["event"] == event]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+# Pictures
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Label maps that the run made, one per image, and how good they are where that is known."""
+
+    title: str
+    path: Callable[[Sample], Path]
+    iou: Mapping[str, float | None]
+
+
+def _pictures(run: RunFolder) -> Iterator[Markup]:
+    weak = "score" if run.data["images"]["score"] else "train"
+    columns = {part: _label_maps(run, part) for part in (weak, "val")}
+    maps = list(run.of_kind("maps"))
+    if not maps and not any(columns.values()):
+        yield note("No stage has made anything to look at yet.")
+        return
+    try:
+        classes, samples = _open_samples(run)
+    except WeaksegError as error:
+        yield note(f"The pictures are left out, since the data cannot be read any more: {error}")
+        return
+    yield _legend(classes)
+    yield element("p", "Activation maps reach from 0 (black) to 1 (light yellow).", class_="explanation")
+    for part in (weak, "val"):
+        if samples[part] and (columns[part] or part == weak):
+            yield element("h3", f"{PART_TITLES[part]} ({part})")
+            yield from _groups(run, part, samples[part], classes, maps if part == weak else [], columns[part])
+
+
+def _label_maps(run: RunFolder, part: str) -> list[LabelMaps]:
+    """What there is to show of the images of a part, in the order of the stages."""
+    iou = {row["title"]: row["image_iou"] for row in run.scores() if row["split"] == part and "image_iou" in row}
+    titles, found = run.titles("masks"), []
+    if part != "val":
+        for name in run.of_kind("masks"):
+            title = titles.get(name, name)
+            found.append(LabelMaps(title, partial(mask_path, run.root / name), iou.get(title, {})))
+    if part != "train":
+        for name, stage in run.of_kind("evaluate").items():
+            for title, source in stage["segmenters"].items():
+                folder = run.root / name / "predictions" / source
+                found.append(LabelMaps(title, partial(prediction_path, folder), iou.get(title, {})))
+    return found
+
+
+def _open_samples(run: RunFolder) -> tuple[Classes, dict[str, dict[str, Sample]]]:
+    """The samples of every part of the run by name; raises `WeaksegError` if the data are not what they were."""
+    from weakseg.data.opening import open_dataset
+
+    dataset = open_dataset(Path(run.data["root"]), run.data["format"])
+    if list(dataset.classes.names) != run.data["classes"]:
+        raise WeaksegError(f"{dataset.root} has other classes than when the run was made.")
+    parts = {}
+    for part, names in run.data["names"].items():
+        known = {sample.name: sample for sample in dataset.split(_splits(run)[part])} if names else {}
+        parts[part] = {name: known[name] for name in names if name in known}
+        if len(parts[part]) < len(names):
+            raise WeaksegError(f"{dataset.root} lacks {len(names) - len(parts[part])} images of the run.")
+    return dataset.classes, parts
+
+
+def _legend(classes: Classes) -> Markup:
+    labels = [*range(1, len(classes) + 1), VOID]
+    entries = (
+        element("li", element("span", class_="swatch", style=f"background:{colour}"), classes.name(label))
+        for label, colour in pictures.css_colours(labels).items()
+    )
+    return element("ul", *entries, class_="legend", aria_label="Colours of the classes")
+
+
+def _groups(
+    run: RunFolder,
+    part: str,
+    samples: Mapping[str, Sample],
+    classes: Classes,
+    maps: Sequence[str],
+    columns: Sequence[LabelMaps],
+) -> Iterator[Markup]:
+    judged = [column for column in columns if column.iou]
+    if judged:
+        yield element("p", f"Ordered by the IoU of {judged[-1].title}.", class_="explanation")
+        groups = pictures.ranked(judged[-1].iou, IMAGES_PER_GROUP)
+    else:
+        groups = {"Some images": pictures.spread(list(samples), UNRANKED_IMAGES)}
+    for title, names in groups.items():
+        strips = {name: _strip(run, samples[name], classes, maps, columns) for name in names}
+        widest = min(MAX_FIGURES_PER_ROW, max(map(len, strips.values()), default=1))
+        articles = (
+            element("article", element("h5", name), element("div", *figures, class_="strip"))
+            for name, figures in strips.items()
+        )
+        yield element("div", element("h4", title), *articles, style=f"--columns:{widest}")
+
+
+def _strip(
+    run: RunFolder, sample: Sample, classes: Classes, maps: Sequence[str], columns: Sequence[LabelMaps]
+) -> list[Markup]:
+    try:
+        return list(_figures(run, sample, classes, maps, columns))
+    except WeaksegError as error:
+        return [note(f"Left out: {error}")]
+
+
+def _figures(
+    run: RunFolder, sample: Sample, classes: Classes, maps: Sequence[str], columns: Sequence[LabelMaps]
+) -> Iterator[Markup]:
+    """The image, then what the run made of it, then the ground truth."""
+    image = read_image(sample.image)
+    tags = ", ".join(classes.name(label) for label in sorted(sample.labels.present()))
+    yield _figure(pictures.photo(image), f"image{', tagged ' if tags else ''}{tags}", f"Image {sample.name}")
+    for stage in maps:
+        yield from _heat_maps(image, ActivationMaps.load(map_path(run.root / stage, sample)), classes, sample.name)
+    for column in columns:
+        labels = read_label_map(column.path(sample))
+        iou = column.iou.get(sample.name)
+        caption = column.title if iou is None else f"{column.title}: IoU {percent(iou)} %"
+        yield _label_figure(image, labels, classes, caption, f"{column.title} of {sample.name}")
+    if sample.mask is not None:
+        yield _label_figure(image, sample.mask.read(), classes, "ground truth", f"Ground truth of {sample.name}")
+
+
+def _heat_maps(image: npt.NDArray[Any], maps: ActivationMaps, classes: Classes, name: str) -> Iterator[Markup]:
+    more = len(maps.labels) - MAX_HEAT_MAPS
+    for place, (label, activation) in enumerate(zip(maps.labels.tolist(), maps.upsampled(), strict=True), start=1):
+        if place > MAX_HEAT_MAPS:
+            return
+        caption = f"activation map: {classes.name(label)}"
+        if place == MAX_HEAT_MAPS and more > 0:
+            caption += f" (and {more} more)"
+        yield _figure(pictures.heat_map(image, activation), caption, f"Activation map of {classes.name(label)}, {name}")
+
+
+def _label_figure(
+    image: npt.NDArray[Any], labels: npt.NDArray[Any], classes: Classes, caption: str, what: str
+) -> Markup:
+    return _figure(pictures.painted(image, labels), caption, f"{what}: {pictures.shares(labels, classes)}")
+
+
+def _figure(pixels: npt.NDArray[Any], caption: str, description: str) -> Markup:
+    height, width = pixels.shape[:2]
+    picture = element("img", src=pictures.data_uri(pixels), alt=description, width=width, height=height)
+    return element("figure", picture, element("figcaption", caption))

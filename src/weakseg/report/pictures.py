@@ -1,0 +1,95 @@
+"""Small pictures of images, activation maps and label maps, to be put into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from weakseg.data.images import overlay
+from weakseg.labels import BACKGROUND, VOID, Classes
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_SIDE = 288
+"""The longer side of a picture in pixels; two thirds of it are shown on most screens."""
+
+QUALITY = 75
+"""Of JPEG files. A picture has about 10 kB."""
+
+
+def photo(image: Pixels) -> Pixels:
+    """An image (H, W, 3) as large as the report shows it."""
+    return np.asarray(Image.fromarray(image).resize(_small(image.shape), Image.Resampling.LANCZOS))
+
+
+def painted(image: Pixels, labels: Pixels) -> Pixels:
+    """Labels (H, W) in their colours on the image (H, W, 3), which turns grey so that no colour is mistaken."""
+    small = Image.fromarray(labels).resize(_small(labels.shape), Image.Resampling.NEAREST)
+    return overlay(_grey(photo(image)), np.asarray(small), alpha=0.65)
+
+
+def heat_map(image: Pixels, activation: npt.NDArray[np.float32]) -> Pixels:
+    """An activation map (H, W) in 0 … 1 on the grey image (H, W, 3): black-violet is 0, yellow is 1."""
+    import matplotlib
+
+    size = _small(activation.shape)
+    small = np.asarray(Image.fromarray(activation).resize(size, Image.Resampling.BILINEAR))
+    heat = matplotlib.colormaps["inferno"](small)[..., :3] * 255
+    return np.round(0.35 * _grey(photo(image)) + 0.65 * heat).astype(np.uint8)
+
+
+def data_uri(pixels: Pixels) -> str:
+    """Pixels (H, W, 3) as the address of a JPEG that is its own file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def css_colours(labels: Iterable[int]) -> dict[int, str]:
+    """The colours in which `painted` shows labels on middle grey, such as "#a03c3c"."""
+    grey = np.full((1, 1, 3), 128, np.uint8)
+    return {label: "#" + overlay(grey, np.full((1, 1), label, np.uint8), 0.65).tobytes().hex() for label in labels}
+
+
+def shares(labels: Pixels, classes: Classes) -> str:
+    """What a label map shows, in words: "dog 34 %, cat 5 %", the largest class first."""
+    counts = np.bincount(labels.ravel(), minlength=VOID + 1)
+    there = [label for label in np.argsort(-counts, kind="stable") if counts[label] and label != BACKGROUND]
+    named = [f"{_name(label, classes)} {100 * counts[label] / labels.size:.0f} %" for label in there]
+    return ", ".join(named) or "only background"
+
+
+def _name(label: int, classes: Classes) -> str:
+    return classes.name(label) if label == VOID or label <= len(classes) else f"unknown label {label}"
+
+
+def ranked(scores: Mapping[str, float | None], count: int) -> dict[str, list[str]]:
+    """The `count` best, middle and worst names each, in falling order; all of them where there are no more than that.
+    Names without a score are left out."""
+    known = {name: score for name, score in scores.items() if score is not None}
+    order = sorted(known, key=lambda name: (-known[name], name))
+    if len(order) <= 3 * count:
+        return {"All, from best to worst": order}
+    middle = (len(order) - count) // 2
+    return {"Best": order[:count], "Middle": order[middle : middle + count], "Worst": order[-count:]}
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """`count` names at equal distances over the list."""
+    return [names[place] for place in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int)).tolist()]
+
+
+def _grey(image: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+
+
+def _small(shape: Sequence[int]) -> tuple[int, int]:
+    """(width, height) of a picture of the shape (H, W, …), which is never enlarged."""
+    height, width = shape[:2]
+    factor = min(1.0, MAX_SIDE / max(height, width))
+    return max(1, round(width * factor)), max(1, round(height * factor))
