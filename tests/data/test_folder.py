@@ -270,6 +270,12 @@ def test_strange_values_never_give_another_exception(described: Callable[..., Pa
 # Classes and files
 
 
+def test_the_images_may_be_a_link_to_a_folder_elsewhere(folder: Path) -> None:
+    (folder / "images").rename(folder / "photographs")
+    (folder / "images").symlink_to("photographs", target_is_directory=True)
+    assert samples_of(folder)["one"].image == folder / "images" / "one.jpg"
+
+
 def test_two_sources_of_the_same_thing_are_errors(described: Callable[..., Path]) -> None:
     root = described({"one": {"tags": ["cat"]}}, classes=["cat"])
     (root / "classes.txt").write_text("cat\ndog\n")
