@@ -24,8 +24,8 @@ from weakseg.pipeline.stages.evaluate import prediction_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
 
-CLASSES = ("<b>cat</b> & dog", "\"quoted\" 'fox'", "鸟 😀")
-COLOURS = np.array([(90, 150, 80), (200, 60, 50), (60, 90, 200), (230, 200, 60)], np.uint8)
+CLASSES = ("<b>cat</b> & dog", "\"quoted\" 'fox'", "鸟 😀", "cow")
+COLOURS = np.array([(90, 150, 80), (200, 60, 50), (60, 90, 200), (230, 200, 60), (120, 60, 110)], np.uint8)
 SIZE = (48, 64)
 STAGES = ("cam", "maps", "masks", "segment", "scores")
 ODD_NAME = "odd <img src=x> & 'ü'"
@@ -33,7 +33,7 @@ LONG_NAME = "_with_a_name_that_has_no_space_to_break_at" * 3
 
 
 def write_data(root: Path, *, masks: bool = True, train: int = 12, val: int = 10) -> Dataset:
-    """A VOC folder with rectangles of three classes; everything follows from the number of the image."""
+    """A VOC folder with rectangles of four classes; everything follows from the number of the image."""
     tags = {}
     (root / "JPEGImages").mkdir(parents=True)
     for split, count, seed in (("train", train, 0), ("val", val, 1)):
@@ -90,7 +90,9 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
             "settings": recipe.data.model_dump(mode="json"),
             "images": {part: len(samples) for part, samples in parts.items()},
             "images_with_class": {
-                part: [sum(label in sample.labels.present() for sample in samples) for label in (1, 2, 3)]
+                part: [
+                    sum(label in sample.labels.present() for sample in samples) for label in range(1, len(CLASSES) + 1)
+                ]
                 for part, samples in parts.items()
             },
             "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},

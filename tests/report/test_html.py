@@ -19,10 +19,12 @@ from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import VOID, Classes
+from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.run import MANIFEST_NAME
 from weakseg.pipeline.stage import write_log
 from weakseg.report import pictures
-from weakseg.report.html import VOID_ELEMENTS, element, write_report
+from weakseg.report.html import VOID_ELEMENTS, element, plot, write_report
+from weakseg.report.plots import confusion_matrix
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -157,6 +159,13 @@ def test_any_text_comes_back_from_markup(content: str, value: str) -> None:
     assert page.attributes["p"] == [{"title": value}]
 
 
+def test_a_plot_of_many_classes_scrolls_in_its_own_box() -> None:
+    for classes, kind in ((20, "plot"), (81, "plot wide")):
+        page = Page(plot(confusion_matrix(np.eye(classes), [f"class {k}" for k in range(classes)]), "all & sundry"))
+        assert page.attributes["figure"][0]["class"] == kind
+        assert page.texts["figcaption"] == ["all & sundry"]
+
+
 # Runs that are not as they should be
 
 
@@ -176,7 +185,18 @@ def test_a_stage_at_work_shows_its_losses_so_far(make_run: RunMaker) -> None:
     (run / "segment").mkdir()
     line = json.dumps({"step": 1, "epoch": 0.1, "loss": 2.0, "lr": 0.1, "images_per_s": 1.0})
     (run / "segment" / "train.jsonl").write_text(f'{line}\n{{"step": 2, "epo')
-    assert "segment (deeplab): 1 updates, 0.1 epochs so far" in page_of(run).captions()
+    assert "segment (deeplab): 1 updates so far" in page_of(run).captions()
+
+
+def test_activation_maps_that_are_not_shown_are_counted(make_run: RunMaker) -> None:
+    run = make_run(masks=False)
+    path = run / "maps" / "maps" / "train_11.npz"
+    maps = ActivationMaps.load(path)
+    many = np.repeat(maps.maps[:1], 4, axis=0)
+    ActivationMaps(np.array([1, 2, 3, 4], np.int16), many, maps.size, maps.stride).save(path)
+    captions = page_of(run).texts["figcaption"]
+    assert "activation map: 鸟 😀 (and 1 more)" in captions
+    assert len([caption for caption in captions if "activation map" in caption]) == 5 + 3
 
 
 def test_a_run_without_ground_truth_shows_some_images(make_run: RunMaker) -> None:
@@ -203,7 +223,7 @@ def test_data_that_moved_leave_a_note_instead_of_pictures(make_run: RunMaker) ->
 def test_data_with_other_classes_leave_a_note(make_run: RunMaker) -> None:
     run = make_run()
     path = run / "data.json"
-    write_json(path, {**read_json(path), "classes": ["a", "b", "c"]})
+    write_json(path, {**read_json(path), "classes": ["a", "b", "c", "d"]})
     assert "has other classes than when the run was made" in page_of(run).notes()
 
 
@@ -212,6 +232,17 @@ def test_data_that_lost_images_leave_a_note(make_run: RunMaker) -> None:
     split = run.parent / "data" / "ImageSets" / "Segmentation" / "val.txt"
     split.write_text("\n".join(split.read_text().splitlines()[2:]), encoding="utf-8")
     assert "lacks 2 images of the run" in page_of(run).notes()
+
+
+def test_images_that_left_the_run_are_passed_over(make_run: RunMaker) -> None:
+    run = make_run()
+    data = read_json(run / "data.json")
+    left = page_of(run).texts["h5"][-1]
+    data["names"]["val"].remove(left)
+    write_json(run / "data.json", data)
+    shown = page_of(run).texts["h5"]
+    assert left not in shown
+    assert len(shown) == 18
 
 
 def test_one_damaged_image_costs_only_its_own_pictures(make_run: RunMaker) -> None:

@@ -34,10 +34,12 @@ IMAGES_PER_GROUP = 3
 """So many of the best, of the middle and of the worst images of a split are shown."""
 UNRANKED_IMAGES = 6
 """So many images are shown where nothing tells good from bad."""
-MAX_HEAT_MAPS = 4
+MAX_HEAT_MAPS = 3
 """The activation maps of so many classes of one image are shown."""
 
-MAX_FIGURES_PER_ROW = 6
+MAX_FIGURES_PER_ROW = 7
+WIDEST_PLOT = 8.0
+"""Inches; the text of a wider plot could not be read in half the width of the page."""
 
 PART_TITLES = {"train": "Training images", "score": "Weakly labelled images", "val": "Validation images"}
 VOID_ELEMENTS = ("img", "meta")
@@ -116,11 +118,13 @@ def note(text: str) -> Markup:
 
 
 def plot(drawn: Plot, caption: str) -> Markup:
-    """A plot as a picture of its own, so that the names inside do not mix with those of other plots."""
+    """A plot as a picture of its own, so that the names inside do not mix with those of other plots. One with very many
+    classes scrolls in its box."""
     source = f"data:image/svg+xml;base64,{base64.b64encode(drawn.svg().encode()).decode()}"
-    return element(
-        "figure", element("img", src=source, alt=drawn.description), element("figcaption", caption), class_="plot"
-    )
+    content = (element("img", src=source, alt=drawn.description), element("figcaption", caption))
+    if drawn.figure.get_figwidth() <= WIDEST_PLOT:
+        return element("figure", *content, class_="plot")
+    return element("figure", *content, class_="plot wide", role="region", aria_label=caption, tabindex=0)
 
 
 def _page(run: RunFolder) -> Markup:
@@ -260,10 +264,8 @@ def _loss_plots(run: RunFolder) -> Iterator[Markup]:
     for name, stage in run.stages.items():
         records = read_lines(run.root / name / LOG_NAME)
         if records:
-            last = records[-1]
             so_far = "" if name in run.manifests else " so far"
-            caption = f"{name} ({stage['method']}): {last['step']} updates, {last['epoch']:.1f} epochs{so_far}"
-            yield plot(loss_curves(records), caption)
+            yield plot(loss_curves(records), f"{name} ({stage['method']}): {records[-1]['step']} updates{so_far}")
 
 
 def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
@@ -438,7 +440,8 @@ def _groups(
     judged = [column for column in columns if column.iou]
     if judged:
         yield element("p", f"Ordered by the IoU of {judged[-1].title}.", class_="explanation")
-        groups = pictures.ranked(judged[-1].iou, IMAGES_PER_GROUP)
+        scores = {name: iou for name, iou in judged[-1].iou.items() if name in samples}
+        groups = pictures.ranked(scores, IMAGES_PER_GROUP)
     else:
         groups = {"Some images": pictures.spread(list(samples), UNRANKED_IMAGES)}
     for title, names in groups.items():
