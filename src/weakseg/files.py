@@ -75,10 +75,14 @@ def read_json(path: Path) -> Any:
         raise WeaksegError(f"{path} does not exist.") from None
     except UnicodeDecodeError as error:
         raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    except RecursionError:
+        raise WeaksegError(f"{path} is nested too deeply to be a file of ours.") from None
     except json.JSONDecodeError as error:
         raise WeaksegError(
             f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
         ) from None
+    except ValueError as error:
+        raise WeaksegError(f"{path} cannot be read as JSON: {error}.") from None
 
 
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = True) -> None:

@@ -67,7 +67,9 @@ class RuntimeSettings(Settings):
     """Where and how a run works, without influence on what comes out."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | Literal["auto"] = Field(default="auto", description="processes that load images; auto: none on a CPU")
+    workers: int | Literal["auto"] = Field(
+        default="auto", description="processes that load images; auto: none on a CPU"
+    )
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="time between two checkpoints")
     checkpoint_steps: int | None = Field(default=None, gt=0, description="updates between two checkpoints, besides")
 

@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], 
         context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *_parts(dataset, recipe.data))
         require_labels(context.weakly_labelled(), recipe.data.train)
         if parallel.rank() == 0:
+            _clear_temporaries(root.glob)
             write_text(root / RECIPE_NAME, recipe.as_yaml())
             write_json(root / DATA_NAME, _summary(context, recipe))
         write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__)
@@ -105,8 +106,7 @@ def _prepare(folder: Path, key: str) -> bool:
     """Keep what an interrupted run of the very same stage left (True); clear away anything else (False)."""
     pending = folder / PENDING_NAME
     if pending.is_file() and read_json(pending)["key"] == key:
-        for leftover in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
+        _clear_temporaries(folder.rglob)
         return True
     if folder.exists():
         if not (pending.is_file() or (folder / MANIFEST_NAME).is_file()) and any(folder.iterdir()):
@@ -114,6 +114,12 @@ def _prepare(folder: Path, key: str) -> bool:
         shutil.rmtree(folder)
     write_json(pending, {"key": key})
     return False
+
+
+def _clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
+    """Delete what a killed process was about to write."""
+    for leftover in find(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
 
 
 @contextmanager
