@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Parent folders are made. A full disk or a missing permission becomes a `WeaksegError` that names the file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # Of a fixed length: what a long name would have to be cut to could be the name of another file's temporary.
+    name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _write_error(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
 
 
 def _write_error(path: Path, error: OSError) -> WeaksegError:
@@ -73,6 +75,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise WeaksegError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
     except RecursionError:
@@ -98,8 +102,13 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             if sum(item.file_size for item in archive.infolist()) > MAX_ARRAY_BYTES:
                 raise WeaksegError(f"{path} unpacks to more than {MAX_ARRAY_BYTES >> 30} GiB; refused.")
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            arrays = {name: data[name] for name in data.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds other files than arrays")
+        return arrays
+    except WeaksegError:
+        raise
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # damage shows as almost any exception: of zipfile, zlib, the array's header, …
         raise WeaksegError(f"{path} is not a readable array file ({error}). Delete it and run again.") from None

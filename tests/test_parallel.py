@@ -1,0 +1,83 @@
+"""Sharing work in one process: it is rank 0 of 1, and threads keep the order. Several processes: see cli/."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weakseg import parallel
+
+
+@given(items=st.lists(st.integers(), max_size=30), threads=st.integers(1, 4))
+def test_threads_keep_the_order(items: list[int], threads: int) -> None:
+    assert list(parallel.threaded(lambda item: item * 2, items, threads)) == [item * 2 for item in items]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_only_a_few_results_are_under_way(threads: int) -> None:
+    taken = []
+
+    def items() -> object:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    for place, result in enumerate(parallel.threaded(lambda number: number, items(), threads)):
+        assert result == place
+        assert len(taken) <= place + 2 * threads
+
+
+def test_work_is_done_by_several_threads_at_once() -> None:
+    meeting = threading.Barrier(2, timeout=30)
+    assert len(list(parallel.threaded(lambda _: meeting.wait(), range(2), 2))) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_failing_item_stops_the_work_at_its_place(threads: int) -> None:
+    started = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        return 12 // (4 - item)
+
+    results = parallel.threaded(work, range(1000), threads)
+    assert [next(results) for _ in range(4)] == [3, 4, 6, 12]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert len(started) <= 5 + 2 * threads
+
+
+def test_whoever_stops_listening_stops_the_work() -> None:
+    started = []
+    results = parallel.threaded(started.append, range(1000), 3)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert len(started) <= 6
+
+
+def test_one_process_does_everything() -> None:
+    assert (parallel.rank(), parallel.world_size()) == (0, 1)
+    assert parallel.share([1, 2, 3]) == [1, 2, 3]
+    assert parallel.gather({"a": 1}) == [{"a": 1}]
+    counts = np.arange(4)
+    np.testing.assert_array_equal(parallel.sum_over_ranks(counts), counts)
+    parallel.barrier()
+
+
+def test_the_mean_of_nothing_is_nothing() -> None:
+    assert parallel.mean_over_ranks(torch.tensor(6.0), torch.tensor(3)) == 2
+    assert parallel.mean_over_ranks(torch.tensor(0.0), torch.tensor(0)) == 0
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = parallel.cpu_threads()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert parallel.cpu_threads() == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
+    assert parallel.cpu_threads() == 1
