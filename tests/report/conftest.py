@@ -87,7 +87,7 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
             "root": str(dataset.root),
             "format": dataset.format,
             "classes": list(dataset.classes.names),
-            "settings": recipe.data.model_dump(mode="json"),
+            "splits": {"train": "train", "score": "train", "val": "val"},
             "images": {part: len(samples) for part, samples in parts.items()},
             "images_with_class": {
                 part: [

@@ -209,10 +209,14 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
     classes = context.dataset.classes
     parts = {"train": context.train, "score": context.score, "val": context.val}
     return {
-        "root": str(context.dataset.root),
+        "root": str(context.dataset.root.resolve()),
         "format": context.dataset.format,
         "classes": list(classes.names),
-        "settings": recipe.data.model_dump(mode="json"),
+        "splits": {
+            "train": recipe.data.train,
+            "score": recipe.data.train if recipe.data.score == "auto" else recipe.data.score,
+            "val": "val" if recipe.data.val == "auto" else recipe.data.val,
+        },
         "images": {part: len(samples) for part, samples in parts.items()},
         "images_with_class": {
             part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]

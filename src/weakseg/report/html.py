@@ -212,7 +212,7 @@ def _scores(run: RunFolder) -> Iterator[Markup]:
 
 def _explanation(run: RunFolder) -> str:
     """What the scores can be trusted for."""
-    images, splits, text = run.data["images"], _splits(run), ""
+    images, splits, text = run.data["images"], run.data["splits"], ""
     if images["score"]:
         text += f"score: images of “{splits['score']}” whose weak labels were known. "
         if any(stage["threshold"] == "auto" for stage in run.of_kind("masks").values()):
@@ -220,13 +220,6 @@ def _explanation(run: RunFolder) -> str:
     if images["val"]:
         text += f"val: images of “{splits['val']}”, from which nothing was learned."
     return text
-
-
-def _splits(run: RunFolder) -> dict[str, str]:
-    """The split of the data set that plays each part."""
-    settings = run.data["settings"]
-    automatic = {"score": settings["train"], "val": "val"}
-    return {part: automatic[part] if settings[part] == "auto" else settings[part] for part in PART_TITLES}
 
 
 # Classes
@@ -286,7 +279,7 @@ def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
 
 
 def _data(run: RunFolder) -> Iterator[Markup]:
-    data, splits = run.data, _splits(run)
+    data, splits = run.data, run.data["splits"]
     parts = [part for part, count in data["images"].items() if count]
     yield element(
         "dl",
@@ -413,7 +406,7 @@ def _open_samples(run: RunFolder) -> tuple[Classes, dict[str, dict[str, Sample]]
         raise WeaksegError(f"{dataset.root} has other classes than when the run was made.")
     parts = {}
     for part, names in run.data["names"].items():
-        known = {sample.name: sample for sample in dataset.split(_splits(run)[part])} if names else {}
+        known = {sample.name: sample for sample in dataset.split(run.data["splits"][part])} if names else {}
         parts[part] = {name: known[name] for name in names if name in known}
         if len(parts[part]) < len(names):
             raise WeaksegError(f"{dataset.root} lacks {len(names) - len(parts[part])} images of the run.")

@@ -214,6 +214,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]]) -> Plot:
     if values.min() > 0 and values.max() > 30 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     elif values.min() >= 0:
         axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", nbins=6, integer=True)
