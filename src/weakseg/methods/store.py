@@ -20,6 +20,7 @@ from weakseg.settings import Settings, validate
 FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+KINDS: Mapping[str, Kind] = {"localiser": "LOCALISER", "segmenter": "SEGMENTER"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def load_model(folder: Path) -> Model:
     try:
         if config["format"] > FORMAT:
             raise WeaksegError(f"{folder} was written by weakseg {config['weakseg']}, which is newer than this one.")
-        kind: Kind = "LOCALISER" if config["kind"] == "localiser" else "SEGMENTER"
-        name, classes = config["method"], Classes(config["classes"])
+        kind = KINDS[config["kind"]]
+        name, classes = str(config["method"]), Classes(map(str, config["classes"]))
         raw, inference = dict(config["settings"]), dict(config["inference"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error}).") from None
+        raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error!r}).") from None
     method = find_method(kind, name)
     settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
     network = method(settings, len(classes), load_weights=False)
@@ -78,7 +79,11 @@ def load_model(folder: Path) -> Model:
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except FileNotFoundError:
         raise WeaksegError(f"{folder / WEIGHTS_NAME} does not exist.") from None
-    except (SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise WeaksegError(f"{folder / WEIGHTS_NAME} does not hold the weights of {name}: {first}") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        # PyTorch's first line only says that there is something wrong.
+        fault = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise WeaksegError(
+            f"{folder / WEIGHTS_NAME} does not hold the weights of {name} for {len(classes)} classes, "
+            f"as {CONFIG_NAME} says: {fault}"
+        ) from None
     return Model(kind, name, settings, classes, network.eval(), inference)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator
 
+from weakseg.data.transforms import Factor
 from weakseg.methods.store import Model
 from weakseg.ops.activation import multi_scale_maps, normalise_image, normalise_present
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
@@ -30,7 +31,7 @@ def known_crf(name: str | None) -> str | None:
 class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
+    scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = False
     crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
     threshold: float = Field(default=0.3, ge=0, description="the background's score, for localisers")

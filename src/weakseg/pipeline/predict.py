@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from weakseg.data.images import overlay, read_image, write_image, write_label_map
+from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, write_image, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_json, write_npz
 from weakseg.methods.store import CONFIG_NAME, Model, load_model
@@ -20,7 +20,8 @@ from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.progress import Progress
 from weakseg.settings import validate
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+NO_EFFECT = {"SEGMENTER": "threshold", "LOCALISER": "mirror"}
+"""A segmenter has no threshold, and activation maps are always made from the image and its mirror image."""
 
 
 def find_model(path: Path) -> Model:
@@ -37,17 +38,19 @@ def find_model(path: Path) -> Model:
     raise WeaksegError(f"{path} is neither a model folder (with {CONFIG_NAME}) nor a run (with {RECIPE_NAME}).")
 
 
-def image_files(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """The images among files and folders (searched through all levels), each with the path of its outputs below the
-    output folder, without suffix. Raises `WeaksegError` for nothing found and for two that share an output."""
+def image_files(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """The images among files and folders, each with the path of its outputs below the output folder, without suffix.
+
+    Folders are searched through all levels; hidden files, and what lies in the folder `out`, are left out. Raises
+    `WeaksegError` for nothing found and for two images that share an output.
+    """
     found: dict[Path, Path] = {}
     for source in inputs:
         if not source.exists():
             raise WeaksegError(f"{source} does not exist.")
-        files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
-        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES or not source.is_dir()]
+        images = _images_below(source, out.resolve()) if source.is_dir() else [source]
         if not images:
-            raise WeaksegError(f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            raise WeaksegError(f"{source} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         for file in images:
             name = Path(unicodedata.normalize("NFC", str(file.relative_to(source) if source.is_dir() else file.name)))
             output = name.with_suffix("")
@@ -55,6 +58,14 @@ def image_files(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
                 raise WeaksegError(f"{found[output]} and {file} would both be written as {output}.png. Rename one.")
             found[output] = file
     return [(file, output) for output, file in found.items()]
+
+
+def _images_below(folder: Path, out: Path) -> list[Path]:
+    def wanted(file: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+
+    return sorted(file for file in folder.rglob("*") if wanted(file) and out not in file.resolve().parents)
 
 
 def predict_files(
@@ -72,8 +83,10 @@ def predict_files(
 
     Returns a sentence that says how the classes were decided, and the number of images.
     """
+    if NO_EFFECT[model.kind] in changes:
+        raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind.lower()}; leave it out.")
     inference = validate(Inference, {**model.inference, **changes}, "inference")
-    files = image_files(inputs)
+    files = image_files(inputs, out)
     model.network.to(device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
     with Progress("predicting", len(files)) as progress:

@@ -11,6 +11,7 @@ from pydantic import Field
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import image_size, read_image
+from weakseg.data.transforms import Factor
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import multi_scale_maps, normalise_present
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
@@ -22,7 +23,7 @@ class Maps(Stage):
 
     kind: Literal["maps"] = "maps"
     localiser: StageName
-    scales: tuple[float, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
+    scales: tuple[Factor, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
     stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
 
