@@ -67,8 +67,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None]) -> None:
     folder = context.folder(name)
-    parallel.barrier()
     manifest = finished(folder)
+    parallel.barrier()  # everyone has read what is cleared away next
     if manifest is not None and manifest["key"] == key:
         if parallel.rank() == 0:
             announce(f"{name}: finished before, skipped")
