@@ -21,7 +21,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data", help="Check, make, simulate and fetch data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback()
+def _data() -> None:
+    """Check, make, simulate and fetch data sets.
+
+    \b
+    Examples:
+      weakseg data check photos
+      weakseg data fetch voc2012 --out VOC2012
+    """
+
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the data set (VOC, COCO or images/ + labels.csv).")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.")]

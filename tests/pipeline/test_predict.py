@@ -1,0 +1,188 @@
+"""Prediction: which files are meant, which model, and what a localiser and a segmenter make of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from weakseg.data.images import read_label_map
+from weakseg.errors import WeaksegError
+from weakseg.files import write_text
+from weakseg.labels import Classes
+from weakseg.methods.base import Kind, find_method
+from weakseg.methods.store import Model, save_model
+from weakseg.pipeline.inference import Inference, predict
+from weakseg.pipeline.predict import find_model, image_files, predict_files
+from weakseg.pipeline.recipe import load_recipe
+
+CPU = torch.device("cpu")
+
+
+def new_model(kind: Kind) -> Model:
+    """A random network; the localiser finds every class present, since its classifier adds up what is positive."""
+    cls = find_method(kind, {"LOCALISER": "cam", "SEGMENTER": "deeplab"}[kind])
+    settings = cls.Settings.model_validate({"backbone": {"name": "small", "weights": None}})
+    torch.manual_seed(0)
+    network = cls(settings, 2)
+    if kind == "LOCALISER":
+        network.classifier.weight.data.abs_()
+    else:
+        for classifier in network.aspp.classifiers():
+            classifier.weight.data.normal_(std=0.05)
+    return Model(kind, cls.__module__.rpartition(".")[2], settings, Classes(["kettle", "spoon"]), network.eval(), {})
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (23, 41, 3), dtype=np.uint8)
+
+
+def save(path: Path, *, size: tuple[int, int] = (4, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path, format="PNG")
+    return path
+
+
+# Which files
+
+
+def test_folders_are_searched_and_keep_their_shape(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("b.JPG", "a b/c.d.png", "a b/ä.webp", "text.txt", ".hidden.jpg", ".trash/x.jpg", "._b.jpg"):
+        save(photos / name)
+    single = save(tmp_path / "single.picture")
+    found = image_files([photos, single], tmp_path / "out")
+    assert {str(output): file for file, output in found} == {
+        "b": photos / "b.JPG",
+        "a b/c.d": photos / "a b/c.d.png",
+        "a b/ä": photos / "a b/ä.webp",
+        "single": single,
+    }
+
+
+def test_what_was_predicted_is_not_predicted_again(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    save(photos / "a.jpg")
+    save(photos / "predicted" / "overlays" / "a.png")
+    assert [str(output) for _, output in image_files([photos], photos / "predicted")] == ["a"]
+
+
+def test_naming_a_file_twice_is_no_trouble(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg")
+    assert len(image_files([path, path, tmp_path], tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [("x/a.jpg", "y/a.jpg"), ("x/a.jpg", "x/a.png")])
+def test_two_images_of_one_output_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    files = [save(tmp_path / first), save(tmp_path / second)]
+    with pytest.raises(
+        WeaksegError, match=rf"{files[0]} and {files[1]} would both be written as a\.png\. Rename one\."
+    ):
+        image_files(files, tmp_path / "out")
+
+
+def test_nothing_to_predict(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(WeaksegError, match=r"holds no images \(\.jpg, "):
+        image_files([tmp_path], tmp_path / "out")
+    with pytest.raises(WeaksegError, match=r"gone\.jpg does not exist"):
+        image_files([tmp_path / "gone.jpg"], tmp_path / "out")
+
+
+# Which model
+
+
+def test_of_a_run_the_segmenter_is_taken_and_before_it_is_there_the_localiser(tmp_path: Path) -> None:
+    with pytest.raises(WeaksegError, match=r"is neither a model folder \(with config\.json\) nor a run"):
+        find_model(tmp_path)
+    write_text(tmp_path / "recipe.yaml", load_recipe("toy").as_yaml())
+    with pytest.raises(WeaksegError, match="has not finished any model yet"):
+        find_model(tmp_path)
+    save_model(tmp_path / "cam" / "model", new_model("LOCALISER"))
+    assert find_model(tmp_path).kind == "LOCALISER"
+    save_model(tmp_path / "segment" / "model", new_model("SEGMENTER"))
+    assert find_model(tmp_path).kind == "SEGMENTER"
+    assert find_model(tmp_path / "cam" / "model").kind == "LOCALISER"
+
+
+# What is predicted
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (67, 101), (32, 32)])
+@pytest.mark.parametrize("kind", ["SEGMENTER", "LOCALISER"])
+@pytest.mark.parametrize("crf", [None, "deeplab"])
+def test_any_size_works(kind: Kind, size: tuple[int, int], crf: str | None) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = predict(new_model(kind), image, Inference(scales=(1.0, 0.3, 1.5), mirror=True, crf=crf), CPU)
+    assert found.labels.shape == size
+    assert found.scores.shape == (3, *size)
+    np.testing.assert_array_equal(found.score_labels[found.scores.argmax(0)], found.labels)
+    if kind == "SEGMENTER" or crf:
+        np.testing.assert_allclose(found.scores.sum(0), 1, atol=1e-5)
+
+
+def test_with_mirroring_the_mirrored_image_gives_the_mirrored_scores(image: np.ndarray) -> None:
+    model = new_model("SEGMENTER")
+
+    def difference(mirror: bool) -> float:
+        inference = Inference(scales=(1.0, 0.5), mirror=mirror)
+        there, back = (predict(model, picture, inference, CPU).scores for picture in (image, image[:, ::-1].copy()))
+        return float(np.abs(there - back[..., ::-1]).max())
+
+    assert difference(mirror=True) < 1e-5
+    assert difference(mirror=False) > 1e-3
+
+
+def test_a_localiser_predicts_only_the_classes_that_it_finds(image: np.ndarray) -> None:
+    model = new_model("LOCALISER")
+    assert set(predict(model, image, Inference(), CPU).score_labels.tolist()) == {0, 1, 2}
+    model.network.classifier.weight.data[0] *= -1
+    found = predict(model, image, Inference(threshold=0.7), CPU)
+    assert found.score_labels.tolist() == [0, 2]
+    assert set(np.unique(found.labels).tolist()) == {0, 2}
+    model.network.classifier.weight.data[1] *= -1
+    assert set(np.unique(predict(model, image, Inference(threshold=0, crf="deeplab"), CPU).labels)) == {0}
+
+
+def test_a_higher_threshold_means_more_background(image: np.ndarray) -> None:
+    model = new_model("LOCALISER")
+    shares = [(predict(model, image, Inference(threshold=t), CPU).labels == 0).mean() for t in (0.0, 0.5, 0.9, 1.1)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.2
+    assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("SEGMENTER", {"threshold": 0.5}, "threshold has no effect on a segmenter; leave it out."),
+        ("LOCALISER", {"mirror": False}, "mirror has no effect on a localiser; leave it out."),
+        ("SEGMENTER", {"scales": ["one"]}, "inference.scales.0: input should be a valid number"),
+        ("SEGMENTER", {"scales": ["0"]}, "inference.scales.0: input should be greater than 0"),
+        ("SEGMENTER", {"crf": "deeplob"}, "inference.crf: there is no such set of CRF parameters; known: "),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_written(
+    tmp_path: Path, kind: Kind, changes: dict[str, Any], message: str
+) -> None:
+    picture = save(tmp_path / "a.jpg")
+    with pytest.raises(WeaksegError) as caught:
+        predict_files(new_model(kind), [picture], tmp_path / "out", changes=changes, device=CPU)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_model_was_evaluated_with_is_the_default(tmp_path: Path, image: np.ndarray) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    model = new_model("SEGMENTER")
+    model = Model(**{**vars(model), "inference": {"scales": [0.5], "mirror": True, "crf": "deeplab"}})
+    sentence, count = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={}, device=CPU)
+    expected = predict(model, image, Inference(scales=(0.5,), mirror=True, crf="deeplab"), CPU)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "masks" / "a.png"), expected.labels)
+    assert count == 1
+    assert "refined by dense CRF (deeplab)" in sentence
