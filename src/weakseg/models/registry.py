@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
+from weakseg.models.deeplab_resnet import DeepLabResNet
 from weakseg.models.mobilenet import MobileNetV2
 from weakseg.models.resnet import resnet18, resnet50, resnet101
 from weakseg.models.weights import imagenet_weights, load_weights
@@ -29,6 +30,7 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet101": resnet101,
+    "deeplab_resnet101": DeepLabResNet,
     "mobilenet_v2": MobileNetV2,
     "small": _small,
 }
