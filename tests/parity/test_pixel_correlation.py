@@ -1,0 +1,39 @@
+"""SEAM's pixel correlation module against vectors of the reference implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from weakseg.ops.pixelcorrelation import pixel_correlation
+
+
+def agrees(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance
+
+
+@pytest.mark.parametrize("block", [1, 5, 42, 512])
+def test_forward_and_backward(parity: Any, block: int) -> None:
+    vectors = parity("seam/pcm")
+    features = torch.from_numpy(vectors["f"]).requires_grad_()
+    weight = torch.from_numpy(vectors["weight"]).requires_grad_()
+    averaged = pixel_correlation(torch.from_numpy(vectors["cam"]), F.conv2d(features, weight[:, :, None, None]), block)
+    agrees(averaged, vectors["out"], 1e-5)
+
+    averaged.backward(torch.from_numpy(vectors["upstream"]))
+    assert features.grad is not None
+    assert weight.grad is not None
+    for gradient, part, name in (
+        (features.grad, features.grad[:, ::5], "grad_f"),
+        (weight.grad, weight.grad[::4, ::5], "grad_weight"),
+    ):
+        largest = np.abs(vectors[name]).max()
+        agrees(part, vectors[name], 1e-4 * largest)
+        stats = [gradient.double().mean(), gradient.double().std(unbiased=False), gradient.abs().max()]
+        assert np.abs(np.array(stats) - vectors[f"{name}_stats"]).max() <= 1e-4 * largest
+    assert (features.grad[:, :, 1, 2] == 0).all()  # the pixel whose features are all zero
