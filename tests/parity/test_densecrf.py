@@ -19,6 +19,7 @@ from weakseg.ops.densecrf import (
     unary_from_labels,
     unary_from_probabilities,
 )
+from weakseg.ops.lattice_filter import gaussian_filter
 from weakseg.ops.permutohedral import Lattice, embed
 
 PICTURES = ("two", "three", "five", "many", "line", "pixel", "constant", "black", "dark", "saturated")
@@ -47,9 +48,9 @@ def test_lattice_is_the_reference_lattice(parity: Any) -> None:
     for case in cases(vectors, "_features"):
         features, offsets = vectors[f"{case}_features"], vectors[f"{case}_offset"]
         lattice = Lattice.of(features)
-        _, rank, _ = embed(np.ascontiguousarray(features.T))
+        simplices = embed(np.ascontiguousarray(features.T))
         assert lattice.vertices == vectors[f"{case}_vertices"], case
-        np.testing.assert_array_equal(rank.T, vectors[f"{case}_rank"], case)
+        np.testing.assert_array_equal(simplices.rank.T, vectors[f"{case}_rank"], case)
         np.testing.assert_array_equal(lattice.weights, vectors[f"{case}_bary"], case)
         # Both number vertices by first visit; those of the padding, which no pixel uses, come last.
         np.testing.assert_array_equal(lattice.offsets, offsets, case)
@@ -64,7 +65,7 @@ def test_filter(parity: Any) -> None:
         if not case:
             continue
         expected = vectors[f"{case}_out_{channels}"]
-        result = Lattice.of(features[f"{case}_features"]).filter(vectors[name])
+        result = gaussian_filter(Lattice.of(features[f"{case}_features"]), vectors[name])
         agrees(result, expected, 1e-6 * np.abs(expected).max())
 
 

@@ -27,6 +27,7 @@ from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 
 if TYPE_CHECKING:
+    from weakseg.ops.lattice_filter import PottsKernel
     from weakseg.ops.permutohedral import Lattice
 
 FloatArray = npt.NDArray[np.float32]
@@ -133,6 +134,8 @@ def unary_from_labels(labels: npt.NDArray[Any], n: int, certainty: float, zero_u
 
     Raises `WeaksegError` for other labels, with the position of the first.
     """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise WeaksegError(f"Hard labels have to be whole numbers, not {labels.dtype}.")
     if n < 1:
         raise WeaksegError(f"A unary needs at least one label, not {n}.")
     if not 0 < certainty < 1:
@@ -185,11 +188,15 @@ def grid_features(shape: Sequence[int], scales: Sequence[float]) -> FloatArray:
 
     For an image that is (y, x), in contrast to `gaussian_features`.
     """
-    steps = [np.arange(size, dtype=np.float32) / np.float32(scale) for size, scale in zip(shape, scales, strict=True)]
+    steps = [
+        np.arange(size, dtype=np.float32) / scale
+        for size, scale in zip(shape, _per_axis(tuple(scales), len(shape)), strict=True)
+    ]
     return np.stack(np.meshgrid(*steps, indexing="ij")).reshape(len(steps), -1).T
 
 
 def _per_axis(scale: Scale, axes: int) -> FloatArray:
+    _positive("scale", scale)
     values = np.atleast_1d(np.asarray(scale, np.float32))
     if len(values) not in (1, axes):
         raise WeaksegError(f"The scale {scale} has {len(values)} numbers; {axes} (or one for all) are needed.")
@@ -228,8 +235,15 @@ def dense_crf(
     _check_image(image)
     several = [unary] if isinstance(unary, np.ndarray) else list(unary)
     problems = [_Problem.of(_checked_unary(item, image.shape[:2])) for item in several]
-    if parameters.iterations > 0 and any(problem.filtered for problem in problems):
-        results = _mean_field(problems, _kernels(image, parameters), parameters.iterations)
+    if parameters.iterations > 0 and any(len(problem.unary) > 1 for problem in problems):
+        from weakseg.ops.lattice_filter import mean_field
+
+        results = mean_field(
+            [problem.unary for problem in problems],
+            [problem.copies for problem in problems],
+            _kernels(image, parameters),
+            parameters.iterations,
+        )
     else:
         results = [softmax(-problem.unary) for problem in problems]
     marginals = [
@@ -275,11 +289,6 @@ class _Problem:
             unary = unary[first] - np.log(copies).astype(np.float32)[:, None]
         return cls(unary, row, copies)
 
-    @property
-    def filtered(self) -> int:
-        """The number of rows that need filtering: the message of the last follows from the others."""
-        return len(self.unary) - 1
-
     def all_labels(self, marginals: FloatArray) -> FloatArray:
         """The marginals (L, N) of all labels from those of the rows (R, N)."""
         if len(self.row) == len(self.copies):
@@ -287,79 +296,38 @@ class _Problem:
         return marginals[self.row] / self.copies[self.row].astype(np.float32)[:, None]
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """w K = w ν∘F(ν∘·): the lattice with ν folded into its weights, and the messages' sum, w K 1 (N,)."""
-
-    lattice: Lattice
-    factor: np.float32
-    constant: FloatArray
-
-
-def _kernels(image: npt.NDArray[np.uint8], parameters: CRFParameters) -> list[_Kernel]:
+def _kernels(image: npt.NDArray[np.uint8], parameters: CRFParameters) -> list[PottsKernel]:
     height, width = image.shape[:2]
     gaussian = _cached_gaussian_kernel if height * width <= MAX_CACHED_PIXELS else _gaussian_kernel
     sx, sy = _per_axis(parameters.gaussian_sxy, 2)
-    features = bilateral_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb)
     return [
-        _weighted(*gaussian(height, width, (float(sx), float(sy))), parameters.gaussian_weight),
-        _weighted(*_normalised(features), parameters.bilateral_weight),
+        _weighted(gaussian(height, width, (float(sx), float(sy))), parameters.gaussian_weight),
+        _weighted(
+            _normalised(bilateral_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb)),
+            parameters.bilateral_weight,
+        ),
     ]
 
 
-def _gaussian_kernel(height: int, width: int, sxy: tuple[float, float]) -> tuple[Lattice, FloatArray]:
+def _gaussian_kernel(height: int, width: int, sxy: tuple[float, float]) -> PottsKernel:
     return _normalised(gaussian_features(height, width, sxy))
 
 
 _cached_gaussian_kernel = lru_cache(CACHED_SIZES)(_gaussian_kernel)
 
 
-def _normalised(features: FloatArray) -> tuple[Lattice, FloatArray]:
-    """The lattice with ν of the symmetric normalisation folded into its weights, and K 1 (N,)."""
-    from weakseg.ops.permutohedral import Lattice
+def _normalised(features: FloatArray) -> PottsKernel:
+    """The symmetrically normalised kernel of weight 1."""
+    from weakseg.ops.lattice_filter import PottsKernel, gaussian_filter
 
-    kernel = PairwiseKernel(Lattice.of(features), 1.0)
-    response = kernel.filter(np.ones((1, len(features)), np.float32))[0]
-    return replace(kernel.lattice, weights=kernel.lattice.weights * kernel.scale.T), response
-
-
-def _weighted(lattice: Lattice, response: FloatArray, weight: float) -> _Kernel:
-    return _Kernel(lattice, np.float32(weight * lattice.gain), np.float32(weight) * response)
+    kernel = PairwiseKernel.of(features, 1.0)
+    lattice = replace(kernel.lattice, weights=kernel.lattice.weights * kernel.scale.T)
+    ones = np.ones((1, lattice.points), np.float32)
+    return PottsKernel(lattice, lattice.gain, gaussian_filter(lattice, ones)[0])
 
 
-def _mean_field(problems: Sequence[_Problem], kernels: Sequence[_Kernel], iterations: int) -> list[FloatArray]:
-    """The marginals (R, N) of several problems on the same kernels, filtered together."""
-    from weakseg.ops import permutohedral
-
-    channels = sum(problem.filtered for problem in problems)
-    # Filtered rows first, then the last row of each problem.
-    starts = np.cumsum([0] + [problem.filtered for problem in problems])
-    members = [np.append(np.arange(starts[g], starts[g + 1]), channels + g) for g in range(len(problems))]
-    unary = np.empty((channels + len(problems), problems[0].unary.shape[1]), np.float32)
-    share = np.empty(len(unary), np.float32)
-    for rows, problem in zip(members, problems, strict=True):
-        unary[rows], share[rows] = problem.unary, 1 / problem.copies
-    marginals = np.empty_like(unary)
-    permutohedral.mean_field(
-        unary,
-        share,
-        np.concatenate(members),
-        np.cumsum([0] + [len(rows) for rows in members]),
-        tuple(
-            (
-                kernel.lattice.offsets,
-                kernel.lattice.weights,
-                kernel.lattice.neighbours,
-                kernel.factor,
-                np.zeros((2, kernel.lattice.vertices + 1, channels), np.float32),
-            )
-            for kernel in kernels
-        ),
-        np.sum([kernel.constant for kernel in kernels], axis=0),
-        iterations,
-        marginals,
-    )
-    return [marginals[rows] for rows in members]
+def _weighted(kernel: PottsKernel, weight: float) -> PottsKernel:
+    return kernel._replace(factor=weight * kernel.factor, total=np.float32(weight) * kernel.total)
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:
@@ -424,20 +392,26 @@ class PairwiseKernel:
     @cached_property
     def scale(self) -> FloatArray:
         """ν (1, N)."""
-        mass = self.lattice.filter(np.ones((1, len(self.lattice.offsets)), np.float32)).astype(np.float64) + 1e-20
+        from weakseg.ops.lattice_filter import gaussian_filter
+
+        mass = gaussian_filter(self.lattice, np.ones((1, self.lattice.points), np.float32)).astype(np.float64) + 1e-20
         return (1 / (np.sqrt(mass) if self.normalisation == "symmetric" else mass)).astype(np.float32)
 
     def filter(self, values: FloatArray) -> FloatArray:
         """K v of values (C, N)."""
+        from weakseg.ops.lattice_filter import gaussian_filter
+
         if self.normalisation in ("symmetric", "before"):
             values = self.scale * values
-        result = self.lattice.filter(values)
+        result = gaussian_filter(self.lattice, values)
         return self.scale * result if self.normalisation in ("symmetric", "after") else result
 
     def cost(self, marginals: FloatArray) -> FloatArray:
         """What the messages of `marginals` (L, N) cost each label at each pixel."""
         messages = self.filter(marginals)
-        costs = np.asarray(self.compatibility, np.float32)
+        costs, labels = np.asarray(self.compatibility, np.float32), len(marginals)
+        if costs.shape not in ((), (labels,), (labels, labels)):
+            raise WeaksegError(f"The compatibility of {labels} labels cannot have the shape {costs.shape}.")
         if costs.ndim == 0:
             return -costs * messages
         if costs.ndim == 1:

@@ -1,47 +1,30 @@
-"""The permutohedral lattice: Gaussian filtering of points in d dimensions, in time linear in the points.
+"""The permutohedral lattice: where points in d dimensions lie among the vertices of simplices.
 
 A. Adams, J. Baek, M. Davis, *Fast High-Dimensional Filtering Using the Permutohedral Lattice*, Eurographics 2010.
-A point lies in a simplex of d + 1 lattice vertices. Its value is spread over them (splat), neighbouring vertices mix
-along each of the d + 1 axes (blur), and every point gathers the result from its vertices (slice).
-
-`Lattice` is the structure and one filtering; `mean_field` is the inner loop of the dense CRF, which slices, takes the
-softmax and splats again block by block, so that vertices and weights are read once per iteration. Everything here is
-compiled at first use, kept on disk, and runs without the interpreter lock: one image per thread.
+Values of points are spread over the d + 1 vertices of their simplices, mixed along the axes of the lattice, and
+gathered again (`lattice_filter.py`): a Gaussian filter in time linear in the points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
+from weakseg.ops.compiled import compiled
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.uint32]
+KeyArray = npt.NDArray[np.int64]
 
-BLOCK = 256  # points that are worked on together: their scratch rows stay in the L1 cache
-EMPTY = -1
-FIRST_KEYS = 1 << 13
-HASH = np.int64(-7046029254386353131)  # 2^64 / golden ratio, odd, as a signed number
+BLOCK = 256  # points that are embedded together: their scratch rows stay in the L1 cache
 # Beyond this float32 has too few fractional bits to tell in which simplex a point lies.
 MAX_COORDINATE = float(1 << 22)
-
-
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile without the interpreter lock; keep the machine code on disk where there is a place for it."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-            return numba.njit(nogil=True, error_model="numpy", **options)(function)
-
-    return decorate
+EMPTY = -1
+HASH = np.int64(-7046029254386353131)  # 2^64 / golden ratio, odd, as a signed number
 
 
 @dataclass(frozen=True)
@@ -58,9 +41,19 @@ class Lattice:
     neighbours: IndexArray
 
     @property
+    def points(self) -> int:
+        """The number of points N."""
+        return self.offsets.shape[0]
+
+    @property
     def vertices(self) -> int:
         """The number of vertices M."""
         return self.neighbours.shape[2]
+
+    @property
+    def gain(self) -> float:
+        """α = 1 / (1 + 2^-d), which makes up for the mass that blurring adds."""
+        return 1 / (1 + 2.0 ** (1 - len(self.neighbours)))
 
     @classmethod
     def of(cls, features: npt.NDArray[Any]) -> Lattice:
@@ -71,29 +64,15 @@ class Lattice:
 
         Raises `WeaksegError` for no points, points that are not finite, or too far out for float32.
         """
-        points, dimension = features.shape
-        if points == 0 or dimension == 0:
+        points, d = features.shape
+        if points == 0 or d == 0:
             raise WeaksegError(f"A lattice needs at least one point and one dimension, not an array {features.shape}.")
-        columns = np.zeros((dimension, points + (points % 4 != 0)), np.float32)
-        columns[:, :points] = features.T
-        offsets, weights, neighbours = _number(columns)
+        columns = np.ascontiguousarray(features.T, np.float32)
+        if points % 4:
+            columns = np.column_stack([columns, np.zeros(d, np.float32)])
+        packing = _Packing.of(_coordinate_ranges(columns))
+        offsets, weights, neighbours = _number(columns, packing) if packing else _number_by_sorting(columns)
         return cls(offsets[:points], weights[:points], neighbours)
-
-    def filter(self, values: npt.NDArray[Any]) -> FloatArray:
-        """F(v): values (C, N) float32 blurred by the Gaussian of standard deviation 1, (C, N) float32."""
-        values = np.ascontiguousarray(values, np.float32)
-        channels, points = values.shape
-        tables = np.zeros((2, self.vertices + 1, channels), np.float32)
-        result = np.zeros((channels, points), np.float32)
-        splat(self.offsets, self.weights, 0, points, values, tables[0])
-        final = blur(self.neighbours, tables, 0)
-        slice_(self.offsets, self.weights, 0, points, tables[final], self.gain, result)
-        return result
-
-    @property
-    def gain(self) -> np.float32:
-        """α = 1 / (1 + 2^-d), which makes up for the mass that blurring adds."""
-        return np.float32(1 / (1 + 2.0 ** (1 - self.offsets.shape[1])))
 
 
 # Embedding: from a point to its simplex and barycentric weights (section 3 of the paper) -----------------------------
@@ -106,23 +85,47 @@ def _sigma(dimension: int) -> FloatArray:
     return (1 / np.sqrt(axis * (axis + 1)) * spread).astype(np.float32)
 
 
-@compiled()
-def _embed(
-    features: Any, start: int, count: int, sigma: Any, corner: Any, rank: Any, barycentric: Any, scratch: Any
-) -> None:
-    """Find the simplices of `count` points. No multiplication and addition may fuse here: many points lie exactly on
-    faces, where the last bit decides about the simplex.
+class Simplices(NamedTuple):
+    """Where points lie; all arrays are (d + 1, points).
 
-    The remainder-0 vertex is (d + 1) · `corner`; `rank` orders the residuals, 0 the largest; all are (d + 1, count).
+    The simplex has one vertex whose coordinates are all multiples of d + 1: (d + 1) · `corner`. `rank` orders what
+    is left of the point's coordinates, 0 the largest. Vertex k, whose weight is `barycentric[k]`, has coordinates
+    (d + 1) · corner_i + k, less d + 1 where rank_i > d - k.
     """
-    d = features.shape[0]
+
+    corner: npt.NDArray[np.int32]
+    rank: npt.NDArray[np.int32]
+    barycentric: FloatArray
+    elevated: FloatArray  # scratch
+    sorted: FloatArray  # scratch
+
+    @classmethod
+    def empty(cls, d: int, points: int) -> Simplices:
+        return cls(*np.empty((2, d + 1, points), np.int32), *np.empty((3, d + 1, points), np.float32))
+
+
+def embed(columns: FloatArray) -> Simplices:
+    """The simplices of points (d, N)."""
+    simplices = Simplices.empty(*columns.shape)
+    _embed(columns, 0, columns.shape[1], _sigma(len(columns)), simplices)
+    return simplices
+
+
+@compiled()
+def _embed(columns: Any, start: int, count: int, sigma: Any, simplices: Any) -> None:
+    """Embed `count` points from `start` on.
+
+    No multiplication and addition may fuse here, and their order matters: many points lie exactly on faces, where the
+    last bit decides about the simplex.
+    """
+    corner, rank, barycentric, elevated, sorted_ = simplices
+    d = columns.shape[0]
     inverse = np.float32(1) / np.float32(d + 1)
-    elevated, sorted_ = scratch[0], scratch[1]
     for p in range(count):
         elevated[0, p] = 0
     for j in range(d, 0, -1):
         for p in range(count):
-            c = features[j - 1, start + p] * sigma[j - 1]
+            c = columns[j - 1, start + p] * sigma[j - 1]
             elevated[j, p] = elevated[0, p] - np.float32(j) * c
             elevated[0, p] += c
 
@@ -164,162 +167,211 @@ def _embed(
             barycentric[k, p] = sorted_[d - k, p] - sorted_[d - k + 1, p]
 
 
-def embed(
-    columns: FloatArray,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], FloatArray]:
-    """`corner`, `rank` and barycentric weights, each (d + 1, N), of the points (d, N)."""
-    d, points = columns.shape
-    corner, rank = np.empty((2, d + 1, points), np.int32)
-    barycentric, scratch = np.empty((d + 1, points), np.float32), np.empty((2, d + 1, points), np.float32)
-    _embed(columns, 0, points, _sigma(d), corner, rank, barycentric, scratch)
-    return corner, rank, barycentric
-
-
 # Numbering: which vertices there are, and which are neighbours --------------------------------------------------------
 
 
-def _corner_sizes(columns: FloatArray) -> npt.NDArray[np.float64]:
-    """How many values each coordinate of `corner` can take for features (d, N); with a margin for rounding."""
+def _coordinate_ranges(columns: FloatArray) -> list[int]:
+    """How many values each coordinate of `corner` can take, bounded from the box around points (d, N)."""
     d = len(columns)
     elevate = np.triu(np.ones((d + 1, d)))
     elevate[np.arange(1, d + 1), np.arange(d)] = -np.arange(1, d + 1)
     low, high = (bound.astype(np.float64) * _sigma(d) for bound in (columns.min(axis=1), columns.max(axis=1)))
-    centre, radius = elevate @ ((low + high) / 2), np.abs(elevate) @ ((high - low) / 2)
-    furthest = (np.abs(centre) + radius).max()
-    if not furthest < MAX_COORDINATE:
+    centre, radius = elevate @ (low + high) / 2, np.abs(elevate) @ (high - low) / 2
+    if not (np.abs(centre) + radius).max() < MAX_COORDINATE:
         raise WeaksegError(
-            f"The features of the lattice reach {np.abs(columns).max():g} standard deviations, which float32 cannot "
-            "tell apart (or they are not finite). Choose larger scales."
+            f"Features of the lattice reach {np.abs(columns).max():g} standard deviations, where float32 is too "
+            "coarse (or they are not finite). Choose larger scales."
         )
-    return np.ceil((centre + radius) / (d + 1)) - np.floor((centre - radius) / (d + 1)) + 5
+    # Rounding to the nearest and one step in either direction, and one more for rounding errors.
+    return [int(2 * r / (d + 1)) + 6 for r in radius]
 
 
-def _strides(sizes: npt.NDArray[np.float64], unit: int) -> npt.NDArray[np.int64] | None:
-    """Factors that pack coordinates of these sizes into multiples of `unit`; None where 63 bits do not hold them."""
-    strides = [unit]
-    for size in sizes:
-        strides.append(strides[-1] * int(size))
-    return np.array(strides[:-1]) if strides[-1] < 2**63 else None
+class _Packing(NamedTuple):
+    """How coordinates fit into 64-bit keys.
+
+    The last coordinate is left out: it follows from the others, as they sum to 0. A simplex is `corner` · `simplex`,
+    and in the lowest bits, `bits` for each vertex, the axis that leads from there to the next vertex. A vertex is its
+    coordinates · `vertex`. `steps` (d + 1) is what one step along an axis adds to the key of a vertex: + 1 in every
+    coordinate, and - (d + 1) in that of the axis.
+    """
+
+    simplex: KeyArray
+    bits: int
+    vertex: KeyArray
+    steps: KeyArray
+
+    @classmethod
+    def of(cls, ranges: list[int]) -> _Packing | None:
+        """The packing for coordinates of these ranges; None where 63 bits do not hold them."""
+        d = len(ranges) - 1
+        bits = d.bit_length()
+        simplex = [1 << bits * (d + 1)]
+        vertex = [1]
+        for size in ranges[:-1]:
+            simplex.append(simplex[-1] * size)
+            vertex.append(vertex[-1] * (d + 1) * (size + 3))  # with room for neighbours
+        if max(simplex[-1], vertex[-1]) >= 2**63:
+            return None
+        steps = sum(vertex[:-1]) - (d + 1) * np.array([*vertex[:-1], 0])
+        return cls(np.array(simplex[:-1]), bits, np.array(vertex[:-1]), steps)
 
 
-def _number(columns: FloatArray) -> tuple[IndexArray, FloatArray, IndexArray]:
-    """`offsets`, `weights` and `neighbours` of the points (d, N)."""
-    d = len(columns)
-    sizes = _corner_sizes(columns)[:d]  # the last coordinate follows from the others: they sum to 0
-    rank_bits = d.bit_length()
-    simplex_strides = _strides(sizes, 1 << rank_bits * (d + 1))
-    vertex_strides = _strides((d + 1) * (sizes + 3), 1)  # with room for neighbours
-    if simplex_strides is None or vertex_strides is None:
-        return _number_wide(columns)
-    return _number_packed(columns, _sigma(d), simplex_strides, rank_bits, vertex_strides)
+class _Keys(NamedTuple):
+    """Numbers 0, 1, 2, … for keys in the order of first visit: an open-addressing table, at most half full.
+
+    `slots` hold indices into `keys`, or `EMPTY`.
+    """
+
+    slots: npt.NDArray[np.int32]
+    keys: KeyArray
+
+    @classmethod
+    def empty(cls, capacity: int) -> _Keys:
+        slots = np.full(1 << (2 * capacity - 1).bit_length(), EMPTY, np.int32)
+        return cls(slots, np.empty(capacity, np.int64))
+
+    def with_room(self, count: int, more: int) -> _Keys:
+        """The same `count` keys in a table that takes `more` of them."""
+        if count + more <= len(self.keys):
+            return self
+        larger = _Keys.empty(2 * (count + more))
+        larger.keys[:count] = self.keys[:count]
+        _place(larger, count)
+        return larger
 
 
 @compiled()
-def _slot(slots: Any, keys: Any, key: Any) -> int:
-    """The place of `key` in an open-addressing table of indices into `keys`, or the empty place where it belongs."""
-    mask = len(slots) - 1
-    slot = ((key * HASH) >> 32) & mask
-    while slots[slot] != EMPTY and keys[slots[slot]] != key:
-        slot = (slot + 1) & mask
+def _slot(table: Any, key: Any) -> Any:
+    """The slot of `key`, or the empty one where it belongs."""
+    mask = np.uint64(len(table.slots) - 1)
+    slot = np.uint64((key * HASH) >> 32) & mask
+    while table.slots[slot] != EMPTY and table.keys[table.slots[slot]] != key:
+        slot = (slot + np.uint64(1)) & mask
     return slot
 
 
 @compiled()
-def _grow(keys: Any, count: int) -> Any:
-    """A table and an array of keys of twice the size; the table is at most half full."""
-    larger = np.empty(2 * len(keys), np.int64)
-    slots = np.full(4 * len(keys), EMPTY, np.int32)
+def _place(table: Any, count: int) -> None:
     for index in range(count):
-        slots[_slot(slots, keys, keys[index])] = index
-        larger[index] = keys[index]
-    return slots, larger
+        table.slots[_slot(table, table.keys[index])] = index
 
 
-@compiled()
-def _number_packed(columns: Any, sigma: Any, simplex_strides: Any, rank_bits: int, vertex_strides: Any) -> Any:
-    """Number simplices and vertices through hash tables whose keys are coordinates packed into 64 bits."""
+def _number(columns: FloatArray, packing: _Packing) -> tuple[IndexArray, FloatArray, IndexArray]:
+    """`offsets`, `weights` and `neighbours` of points (d, N)."""
     d, points = columns.shape
-    offsets = np.empty((points, d + 1), np.uint32)
-    weights = np.empty((points, d + 1), np.float32)
-    simplex_slots, simplex_keys = np.full(2 * FIRST_KEYS, EMPTY, np.int32), np.empty(FIRST_KEYS, np.int64)
-    vertex_slots, vertex_keys = np.full(2 * FIRST_KEYS, EMPTY, np.int32), np.empty(FIRST_KEYS, np.int64)
+    offsets, weights = np.empty((points, d + 1), np.uint32), np.empty((points, d + 1), np.float32)
+    simplices, vertices = _Keys.empty(points // 2 + BLOCK), _Keys.empty(points // 4 + BLOCK * (d + 1))  # a guess
     first_point = np.empty(points, np.uint32)  # of each simplex
-    simplices = vertices = 0
-
-    # One step from vertex to vertex of a simplex: + 1 in every coordinate, - (d + 1) in one of them.
-    steps = np.full(d + 1, vertex_strides.sum())
-    steps[:d] -= (d + 1) * vertex_strides
-
-    corner, rank = np.empty((d + 1, BLOCK), np.int32), np.empty((d + 1, BLOCK), np.int32)
-    barycentric, scratch = np.empty((d + 1, BLOCK), np.float32), np.empty((2, d + 1, BLOCK), np.float32)
-    simplex, vertex = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
-    axes = np.empty(d + 1, np.int64)
-    recent_keys, recent = np.zeros(d + 1, np.int64), np.full(d + 1, EMPTY, np.int64)
-    for start in range(0, points, BLOCK):
-        count = min(BLOCK, points - start)
-        _embed(columns, start, count, sigma, corner, rank, barycentric, scratch)
-        for p in range(count):
-            simplex[p] = np.int64(rank[d, p]) << rank_bits * d
-            vertex[p] = 0
-        for i in range(d):
-            for p in range(count):
-                simplex[p] += corner[i, p] * simplex_strides[i] + (np.int64(rank[i, p]) << rank_bits * i)
-                vertex[p] += corner[i, p] * ((d + 1) * vertex_strides[i])
-        for p in range(count):
-            point = start + p
-            for k in range(d + 1):
-                weights[point, k] = barycentric[k, p]
-            if p > 0 and simplex[p] == simplex[p - 1]:
-                offsets[point] = offsets[point - 1]
-                continue
-            slot = _slot(simplex_slots, simplex_keys, simplex[p])
-            if simplex_slots[slot] != EMPTY:
-                offsets[point] = offsets[first_point[simplex_slots[slot]]]
-                continue
-            if simplices == len(simplex_keys):
-                simplex_slots, simplex_keys = _grow(simplex_keys, simplices)
-                slot = _slot(simplex_slots, simplex_keys, simplex[p])
-            simplex_slots[slot], simplex_keys[simplices], first_point[simplices] = simplices, simplex[p], point
-            simplices += 1
-            for i in range(d + 1):
-                axes[d - rank[i, p]] = i
-            key = vertex[p]
-            for k in range(d + 1):
-                if recent[k] == EMPTY or recent_keys[k] != key:  # neighbouring simplices share vertices
-                    slot = _slot(vertex_slots, vertex_keys, key)
-                    if vertex_slots[slot] == EMPTY:
-                        if vertices == len(vertex_keys):
-                            vertex_slots, vertex_keys = _grow(vertex_keys, vertices)
-                            slot = _slot(vertex_slots, vertex_keys, key)
-                        vertex_slots[slot], vertex_keys[vertices] = vertices, key
-                        vertices += 1
-                    recent[k], recent_keys[k] = vertex_slots[slot], key
-                offsets[point, k] = recent[k]
-                key += steps[axes[k]]
-
-    neighbours = np.full((d + 1, 2, vertices), vertices, np.uint32)
-    # Successive vertices of a simplex are neighbours along the axis whose rank is their place; no need to search.
-    for index in range(simplices):
-        own = offsets[first_point[index]]
-        for i in range(d + 1):
-            k = d - ((simplex_keys[index] >> rank_bits * i) & ((1 << rank_bits) - 1))
-            before, after = own[k], own[k + 1 if k < d else 0]
-            neighbours[i, 1, before] = after
-            neighbours[i, 0, after] = before
-    for i in range(d + 1):
-        for index in range(vertices):
-            if neighbours[i, 0, index] == vertices:
-                found = vertex_slots[_slot(vertex_slots, vertex_keys, vertex_keys[index] - steps[i])]
-                if found != EMPTY:
-                    neighbours[i, 0, index] = found
-                    neighbours[i, 1, found] = index
+    counts = np.zeros(2, np.int64)  # of simplices and of vertices so far
+    scratch, packed = Simplices.empty(d, BLOCK), np.empty((2, BLOCK), np.int64)
+    start = 0
+    while start < points:
+        simplices = simplices.with_room(int(counts[0]), BLOCK)
+        vertices = vertices.with_room(int(counts[1]), BLOCK * (d + 1))
+        start = _number_points(
+            columns,
+            start,
+            _sigma(d),
+            packing,
+            simplices,
+            vertices,
+            first_point,
+            counts,
+            scratch,
+            packed,
+            offsets,
+            weights,
+        )
+    neighbours = np.full((d + 1, 2, counts[1]), counts[1], np.uint32)
+    _find_neighbours(vertices, packing.steps, neighbours)
     return offsets, weights, neighbours
 
 
-def _number_wide(columns: FloatArray) -> tuple[IndexArray, FloatArray, IndexArray]:
-    """The same for coordinates of any size, by sorting: slower, for scales far below those of practice."""
+@compiled()
+def _number_points(
+    columns: Any,
+    start: int,
+    sigma: Any,
+    packing: Any,
+    simplices: Any,
+    vertices: Any,
+    first_point: Any,
+    counts: Any,
+    scratch: Any,
+    packed: Any,
+    offsets: Any,
+    weights: Any,
+) -> int:
+    """Number the vertices of the points from `start` on, while the tables have room; returns where to go on."""
     d, points = columns.shape
-    corner, rank, weights = embed(columns)
+    simplex_count, vertex_count = counts[0], counts[1]
+    while (
+        start < points
+        and simplex_count + BLOCK <= len(simplices.keys)
+        and vertex_count + BLOCK * (d + 1) <= len(vertices.keys)
+    ):
+        count = min(BLOCK, points - start)
+        _embed(columns, start, count, sigma, scratch)
+        _pack(scratch, count, packing, packed)
+        for p in range(count):
+            point = start + p
+            for k in range(d + 1):
+                weights[point, k] = scratch.barycentric[k, p]
+            slot = _slot(simplices, packed[0, p])
+            if simplices.slots[slot] != EMPTY:
+                first = first_point[simplices.slots[slot]]
+                for k in range(d + 1):
+                    offsets[point, k] = offsets[first, k]
+                continue
+            simplices.slots[slot] = simplex_count
+            simplices.keys[simplex_count] = packed[0, p]
+            first_point[simplex_count] = point
+            simplex_count += 1
+            axes, key = packed[0, p], packed[1, p]
+            for k in range(d + 1):
+                slot = _slot(vertices, key)
+                if vertices.slots[slot] == EMPTY:
+                    vertices.slots[slot] = vertex_count
+                    vertices.keys[vertex_count] = key
+                    vertex_count += 1
+                offsets[point, k] = vertices.slots[slot]
+                key += packing.steps[axes & ((1 << packing.bits) - 1)]
+                axes >>= packing.bits
+        start += count
+    counts[0], counts[1] = simplex_count, vertex_count
+    return start
+
+
+@compiled(inner=True)
+def _pack(simplices: Any, count: int, packing: Any, packed: Any) -> None:
+    """The keys of simplices, packed[0], and of their vertices 0, packed[1]."""
+    axes = len(simplices.corner)
+    for p in range(count):
+        packed[0, p] = packed[1, p] = 0
+    for i in range(axes):
+        for p in range(count):
+            # Vertex k + 1 follows k along the axis of rank d - k.
+            packed[0, p] += i << packing.bits * (axes - 1 - simplices.rank[i, p])
+    for i in range(axes - 1):
+        for p in range(count):
+            packed[0, p] += simplices.corner[i, p] * packing.simplex[i]
+            packed[1, p] += simplices.corner[i, p] * (axes * packing.vertex[i])
+
+
+@compiled()
+def _find_neighbours(vertices: Any, steps: Any, neighbours: Any) -> None:
+    for axis in range(len(neighbours)):
+        for index in range(neighbours.shape[2]):
+            found = vertices.slots[_slot(vertices, vertices.keys[index] - steps[axis])]
+            if found != EMPTY:
+                neighbours[axis, 0, index] = found
+                neighbours[axis, 1, found] = index
+
+
+def _number_by_sorting(columns: FloatArray) -> tuple[IndexArray, FloatArray, IndexArray]:
+    """The same as `_number` for coordinates of any range: slow, for scales far below those in use."""
+    d, points = columns.shape
+    corner, rank, weights, *_ = embed(columns)
     keys = np.empty((points, d + 1, d), np.int64)
     for k in range(d + 1):
         keys[:, k] = ((d + 1) * corner + k - (d + 1) * (rank > d - k))[:d].T
@@ -350,156 +402,3 @@ def _same_rows(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         column = column - column.min()
         _, names = np.unique(names * (column.max() + 1) + column, return_inverse=True)
     return names
-
-
-# Filtering: splat, blur, slice ----------------------------------------------------------------------------------------
-
-
-@compiled(fastmath={"contract"})
-def splat(offsets: Any, weights: Any, start: int, count: int, values: Any, table: Any) -> None:
-    """Spread `values` (C, ≥ count) of the points from `start` on over `table` (M + 1, C)."""
-    channels = table.shape[1]
-    quads = channels - channels % 4
-    for p in range(count):
-        for v in range(offsets.shape[1]):
-            row, weight = offsets[start + p, v], weights[start + p, v]
-            for c in range(0, quads, 4):
-                table[row, c] += weight * values[c, p]
-                table[row, c + 1] += weight * values[c + 1, p]
-                table[row, c + 2] += weight * values[c + 2, p]
-                table[row, c + 3] += weight * values[c + 3, p]
-            for c in range(quads, channels):
-                table[row, c] += weight * values[c, p]
-
-
-@compiled(fastmath={"contract"})
-def slice_(offsets: Any, weights: Any, start: int, count: int, table: Any, factor: Any, values: Any) -> None:
-    """Add `factor` times what the points gather from `table` (M + 1, C) to `values` (C, ≥ count)."""
-    channels = table.shape[1]
-    quads = channels - channels % 4
-    zero = np.float32(0)
-    for p in range(count):
-        for c in range(0, quads, 4):
-            a, b, e, f = zero, zero, zero, zero
-            for v in range(offsets.shape[1]):
-                row, weight = offsets[start + p, v], weights[start + p, v]
-                a += weight * table[row, c]
-                b += weight * table[row, c + 1]
-                e += weight * table[row, c + 2]
-                f += weight * table[row, c + 3]
-            values[c, p] += factor * a
-            values[c + 1, p] += factor * b
-            values[c + 2, p] += factor * e
-            values[c + 3, p] += factor * f
-        for c in range(quads, channels):
-            a = zero
-            for v in range(offsets.shape[1]):
-                a += weights[start + p, v] * table[offsets[start + p, v], c]
-            values[c, p] += factor * a
-
-
-@compiled(fastmath={"contract"})
-def blur(neighbours: Any, tables: Any, current: int) -> int:
-    """Mix neighbours along each axis in turn, out of place, from `tables[current]` (M + 1, C) to the other table and
-    back; returns where the result is. Row M stays 0: the vertex that is not there."""
-    half = np.float32(0.5)
-    for axis in range(neighbours.shape[0]):
-        source, target = tables[current], tables[1 - current]
-        for row in range(neighbours.shape[2]):
-            before, after = neighbours[axis, 0, row], neighbours[axis, 1, row]
-            for c in range(source.shape[1]):
-                target[row, c] = source[row, c] + half * (source[before, c] + source[after, c])
-        current = 1 - current
-    return current
-
-
-# Mean field: slice, softmax, splat ------------------------------------------------------------------------------------
-
-LOG2_E = np.float32(np.log2(np.e))
-UNDERFLOW = np.float32(-87)  # exp is taken as 0 below
-# 2^f for |f| ≤ ½, relative error 1e-7: the polynomial of degree 5 through the Chebyshev points.
-EXP2 = tuple(
-    np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
-)
-E0, E1, E2, E3, E4, E5 = (np.float32(c) for c in EXP2)
-
-
-@compiled(fastmath={"contract"})
-def _softmax(rows: Any, members: Any, count: int, scratch: Any) -> None:
-    """Softmax over the rows `members` of `rows` (R, ≥ count), in place.
-
-    exp is written out so that the loops over points become vector instructions.
-    """
-    high, total = scratch[0], scratch[1]
-    exponent = scratch[2].view(np.int32)
-    for p in range(count):
-        high[p] = rows[members[0], p]
-        total[p] = 0
-    for r in members[1:]:
-        for p in range(count):
-            high[p] = max(high[p], rows[r, p])
-    for r in members:
-        for p in range(count):
-            x = rows[r, p] - high[p]
-            scaled = max(x, UNDERFLOW) * LOG2_E
-            whole = np.rint(scaled)
-            f = scaled - whole
-            power = E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * E5))))
-            exponent[p] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-            rows[r, p] = power if x > UNDERFLOW else np.float32(0)
-        for p in range(count):
-            rows[r, p] *= scratch[2, p]
-            total[p] += rows[r, p]
-    for p in range(count):
-        total[p] = np.float32(1) / total[p]
-    for r in members:
-        for p in range(count):
-            rows[r, p] *= total[p]
-
-
-@compiled(fastmath={"contract"})
-def mean_field(
-    unary: Any, share: Any, members: Any, bounds: Any, kernels: Any, constant: Any, iterations: int, marginals: Any
-) -> None:
-    """Mean-field iterations for `unary` (R, N) with Potts compatibility; the result goes to `marginals` (R, N).
-
-    Several problems share the kernels: the rows of problem g are `members[bounds[g] : bounds[g + 1]]`. The last of
-    them is not filtered, as its message follows from the others: Q sums to 1, so all messages sum to `constant` (N).
-    The filtered rows of all problems come first in `unary`. A row that stands for n labels with equal unaries holds
-    U - ln n, and has the `share` 1 / n. A kernel is (offsets, weights, neighbours, factor, tables), with `tables`
-    (2, M + 1, C) of zeros for C filtered rows.
-    """
-    rows, points = unary.shape
-    current = np.zeros(len(kernels), np.int64)
-    scratch, block = np.empty((3, BLOCK), np.float32), np.empty((rows, BLOCK), np.float32)
-    for iteration in range(iterations + 1):
-        for k, (_, _, neighbours, _, tables) in enumerate(kernels):
-            if iteration > 0:
-                current[k] = blur(neighbours, tables, current[k])
-                tables[1 - current[k]] = 0  # takes this iteration's result
-        for start in range(0, points, BLOCK):
-            count = min(BLOCK, points - start)
-            block[:] = 0
-            if iteration > 0:
-                for k, (offsets, weights, _, factor, tables) in enumerate(kernels):
-                    slice_(offsets, weights, start, count, tables[current[k]], factor, block)
-                for g in range(len(bounds) - 1):
-                    last = block[members[bounds[g + 1] - 1]]
-                    for p in range(count):
-                        last[p] = constant[start + p]
-                    for r in members[bounds[g] : bounds[g + 1] - 1]:
-                        for p in range(count):
-                            last[p] -= block[r, p]
-            for r in range(rows):
-                for p in range(count):
-                    block[r, p] = share[r] * block[r, p] - unary[r, start + p]
-            for g in range(len(bounds) - 1):
-                _softmax(block, members[bounds[g] : bounds[g + 1]], count, scratch)
-            if iteration == iterations:
-                marginals[:, start : start + count] = block[:, :count]
-                continue
-            for k, (offsets, weights, _, _, tables) in enumerate(kernels):
-                target = tables[0 if iteration == 0 else 1 - current[k]]
-                splat(offsets, weights, start, count, block, target)
-        if iteration > 0:
-            current[:] = 1 - current
