@@ -1,0 +1,309 @@
+"""Properties of the dense CRF; agreement with the reference is tested in tests/parity."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weakseg.errors import WeaksegError
+from weakseg.ops import densecrf
+from weakseg.ops.densecrf import (
+    PARAMETERS,
+    CRFParameters,
+    DenseCRF,
+    PairwiseKernel,
+    bilateral_features,
+    dense_crf,
+    gaussian_features,
+    grid_features,
+    softmax,
+    unary_from_labels,
+    unary_from_probabilities,
+)
+
+SHORT = CRFParameters(3, 3, 20, 30, 5, iterations=3)
+
+
+def picture(height: int = 9, width: int = 11, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Two flat regions with a little noise."""
+    rng = np.random.default_rng(seed)
+    image = np.where(np.arange(width)[:, None] < width // 2, 60, 180) + rng.integers(-5, 6, (height, width, channels))
+    return image.astype(np.uint8)
+
+
+def random_unary(labels: int, height: int = 9, width: int = 11, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((labels, height, width)).astype(np.float32) * 3
+
+
+def step_by_step(image: np.ndarray, unary: np.ndarray, p: CRFParameters) -> np.ndarray:
+    """The same problem with nothing left out, one filtering after the other."""
+    height, width = image.shape[:2]
+    kernels = [
+        PairwiseKernel.of(gaussian_features(height, width, p.gaussian_sxy), p.gaussian_weight),
+        PairwiseKernel.of(bilateral_features(image, p.bilateral_sxy, p.bilateral_srgb), p.bilateral_weight),
+    ]
+    return DenseCRF(unary.reshape(len(unary), -1), kernels).inference(p.iterations).reshape(unary.shape)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.integers(1, 12),
+    st.lists(st.integers(0, 11), max_size=4),
+    st.integers(0, 2**32 - 1),
+)
+def test_equals_the_iteration_with_nothing_left_out(
+    height: int, width: int, labels: int, copied: list[int], seed: int
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    unary = random_unary(labels, height, width, seed)
+    for label in copied:  # some labels share a unary
+        unary[label % labels] = unary[0]
+    marginals = dense_crf(image, unary, SHORT)
+    assert marginals.dtype == np.float32
+    assert marginals.shape == unary.shape
+    assert ((marginals >= 0) & (marginals <= 1)).all()
+    np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(marginals, step_by_step(image, unary, SHORT), atol=1e-4)
+
+
+def test_several_blocks_and_all_sizes_of_rows() -> None:
+    image = picture(40, 31)
+    for labels in (2, 3, 5, 6, 9, 21):
+        unary = random_unary(labels, 40, 31)
+        np.testing.assert_allclose(dense_crf(image, unary, SHORT), step_by_step(image, unary, SHORT), atol=1e-4)
+
+
+def test_unaries_of_one_image_together_are_as_if_alone() -> None:
+    image = picture()
+    unaries = [random_unary(labels, seed=labels) for labels in (3, 1, 2, 6, 2)]
+    unaries[3][2] = unaries[3][4] = unaries[3][0]
+    unaries.append(np.zeros((4, 9, 11), np.float32))  # four labels alike
+    together = dense_crf(image, unaries, SHORT)
+    assert [len(q) for q in together] == [3, 1, 2, 6, 2, 4]
+    for unary, marginals in zip(unaries, together, strict=True):
+        np.testing.assert_allclose(marginals, dense_crf(image, unary, SHORT), atol=1e-5)
+    assert dense_crf(image, [], SHORT) == []
+
+
+def test_threads_and_cached_lattices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(30 + seed % 2, 40, seed=seed) for seed in range(8)]
+    unaries = [random_unary(4, *image.shape[:2], seed) for seed, image in enumerate(images)]
+    alone = [dense_crf(image, unary, SHORT) for image, unary in zip(images, unaries, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        threaded = list(pool.map(lambda pair: dense_crf(*pair, SHORT), zip(images, unaries, strict=True)))
+    monkeypatch.setattr(densecrf, "MAX_CACHED_PIXELS", 0)
+    for image, unary, expected, result in zip(images, unaries, alone, threaded, strict=True):
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(dense_crf(image, unary, SHORT), expected)
+
+
+def marginals_in_worker(seed: int) -> np.ndarray:
+    return dense_crf(picture(seed=seed), random_unary(3, seed=seed), SHORT)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_works_in_processes_started_after_it_ran(method: str) -> None:
+    expected = marginals_in_worker(5)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        np.testing.assert_array_equal(pool.submit(marginals_in_worker, 5).result(), expected)
+
+
+def test_pulls_labels_to_the_edges_of_the_image() -> None:
+    image = picture(20, 30)
+    truth = np.broadcast_to(np.arange(30) >= 15, (20, 30)).astype(np.uint8)
+    noisy = np.where(np.random.default_rng(0).random(truth.shape) < 0.2, 1 - truth, truth)
+    shifted = np.roll(noisy, 2, axis=1)
+    refined = dense_crf(image, unary_from_labels(shifted, 2, 0.7), PARAMETERS["affinitynet"]).argmax(0)
+    assert (shifted == truth).mean() < 0.8
+    np.testing.assert_array_equal(refined, truth)
+
+
+def test_labels_are_interchangeable() -> None:
+    image, unary, order = picture(), random_unary(5), [3, 0, 4, 1, 2]
+    np.testing.assert_allclose(dense_crf(image, unary[order], SHORT), dense_crf(image, unary, SHORT)[order], atol=1e-5)
+
+
+def test_constants_of_a_pixel_do_not_matter() -> None:
+    image, unary = picture(), random_unary(3)
+    shifted = unary + np.arange(99, dtype=np.float32).reshape(9, 11) / 8
+    np.testing.assert_allclose(dense_crf(image, shifted, SHORT), dense_crf(image, unary, SHORT), atol=1e-4)
+    uniform = dense_crf(image, np.full((7, 9, 11), 2.5), SHORT)
+    np.testing.assert_allclose(uniform, 1 / 7, atol=1e-6)
+
+
+def test_normalisation_after_filtering_keeps_constants() -> None:
+    for features in (gaussian_features(9, 11, 3), bilateral_features(picture(), 80, 13)):
+        kernel = PairwiseKernel.of(features, 1.0, "after")
+        np.testing.assert_allclose(kernel.filter(np.ones((2, 99), np.float32)), 1, atol=1e-5)
+
+
+def test_potts_weight_as_vector_and_matrix() -> None:
+    kernel = PairwiseKernel.of(gaussian_features(9, 11, 3), 4.0)
+    marginals = softmax(-random_unary(3).reshape(3, -1))
+    for same in (np.full(3, -4.0), -4.0 * np.eye(3)):
+        other = PairwiseKernel(kernel.lattice, same)
+        np.testing.assert_allclose(other.cost(marginals), kernel.cost(marginals), atol=1e-5)
+    with pytest.raises(WeaksegError, match=r"compatibility of 3 labels cannot have the shape \(2,\)"):
+        PairwiseKernel(kernel.lattice, np.zeros(2)).cost(marginals)
+    with pytest.raises(WeaksegError, match='Unknown normalisation "both": none, before, after, symmetric'):
+        PairwiseKernel.of(gaussian_features(9, 11, 3), 4.0, "both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("iterations", [0, -3])
+def test_without_iterations_or_weights_it_is_the_softmax(iterations: int) -> None:
+    image, unary = picture(), random_unary(4)
+    without = CRFParameters(iterations=iterations)
+    np.testing.assert_allclose(dense_crf(image, unary, without), softmax(-unary), atol=1e-6)
+    weightless = CRFParameters(gaussian_weight=0, bilateral_weight=0)
+    np.testing.assert_allclose(dense_crf(image, unary, weightless), softmax(-unary), atol=1e-6)
+
+
+def test_impossible_labels_stay_impossible() -> None:
+    image, unary = picture(), random_unary(3)
+    unary[2] = np.inf
+    unary[0, 4, 5] = np.inf
+    marginals = dense_crf(image, unary, SHORT)
+    assert (marginals[2] == 0).all()
+    assert (marginals[0, 4, 5], marginals[1, 4, 5]) == (0, 1)
+    np.testing.assert_allclose(marginals[:2], dense_crf(image, unary[:2], SHORT), atol=1e-5)
+
+
+def test_unlikely_labels_do_not_underflow_to_nonsense() -> None:
+    unary = random_unary(3)
+    unary[1] += 5000
+    marginals = dense_crf(picture(), unary, SHORT)
+    assert np.isfinite(marginals).all()
+    assert marginals[1].max() < 1e-30
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_any_layout_and_number_of_channels(channels: int) -> None:
+    image = picture(channels=channels)
+    unary = random_unary(3)
+    expected = step_by_step(image, unary, SHORT)
+    strided = np.asfortranarray(image)
+    strided.setflags(write=False)
+    reversed_twice = unary[::-1].astype(np.float64)[::-1]
+    np.testing.assert_allclose(dense_crf(strided, reversed_twice, SHORT), expected, atol=1e-4)
+
+
+def test_anisotropic_scales_are_x_first() -> None:
+    wide = gaussian_features(2, 3, (2, 5))
+    np.testing.assert_allclose(wide[:, 0], [0, 0.5, 1, 0, 0.5, 1])
+    np.testing.assert_allclose(wide[:, 1], [0, 0, 0, 0.2, 0.2, 0.2])
+    image = picture(2, 3)
+    colours = bilateral_features(image, 1, (1, 2, 4))
+    np.testing.assert_allclose(colours[:, 2:], image.reshape(-1, 3) / np.array([1, 2, 4]))
+    np.testing.assert_allclose(grid_features((2, 3), (5, 2)), wide[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("image", "unary", "message"),
+    [
+        (picture().astype(np.float32), random_unary(2), r"8-bit.*not float32 \(9, 11, 3\).*not normalised"),
+        (picture()[..., 0], random_unary(2), r"not uint8 \(9, 11\)"),
+        (np.zeros((0, 11, 3), np.uint8), random_unary(2, 0), "image is empty"),
+        (picture(), random_unary(2, 11, 9), r"unary has shape \(2, 11, 9\).*\(labels, 9, 11\)"),
+        (picture(), np.zeros((0, 9, 11)), r"unary has shape \(0, 9, 11\)"),
+        (picture(), random_unary(2).reshape(2, -1), r"unary has shape \(2, 99\)"),
+    ],
+)
+def test_wrong_shapes_and_types_are_named(image: np.ndarray, unary: np.ndarray, message: str) -> None:
+    with pytest.raises(WeaksegError, match=message):
+        dense_crf(image, unary)
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "message"),
+    [
+        (np.nan, 1, r"nan at \(label, y, x\) = index \(1, 4, 7\)"),
+        (-np.inf, 1, r"-inf at \(label, y, x\) = index \(1, 4, 7\)"),
+        (np.inf, slice(None), r"Every label is impossible \(\+inf\) at \(y, x\) = index \(4, 7\)"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_found(value: float, labels: Any, message: str) -> None:
+    unary = random_unary(3)
+    unary[labels, 4, 7] = value
+    with pytest.raises(WeaksegError, match=message):
+        dense_crf(picture(), unary)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gaussian_sxy": 0}, "gaussian_sxy is 0; it has to be positive"),
+        ({"bilateral_sxy": (80, -1)}, r"bilateral_sxy is \(80, -1\)"),
+        ({"bilateral_srgb": float("nan")}, "bilateral_srgb is nan"),
+        ({"gaussian_weight": float("inf")}, "gaussian_weight is inf"),
+    ],
+)
+def test_wrong_parameters_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeaksegError, match=message):
+        CRFParameters(**options)
+
+
+def test_scales_have_as_many_numbers_as_the_image() -> None:
+    with pytest.raises(WeaksegError, match=r"scale \(1, 2\) has 2 numbers; 3 \(or one for all\)"):
+        dense_crf(picture(), random_unary(2), CRFParameters(bilateral_srgb=(1, 2)))
+    with pytest.raises(WeaksegError, match="Choose larger scales"):
+        dense_crf(picture(), random_unary(2), CRFParameters(gaussian_sxy=1e-7))
+
+
+def test_scaled_parameters_leave_colours_alone() -> None:
+    p = CRFParameters((2, 4), 3, 80, (1, 2, 3), 10).scaled(2)
+    assert p == CRFParameters((1, 2), 3, 40, (1, 2, 3), 10)
+    with pytest.raises(WeaksegError, match="scale factor is 0"):
+        p.scaled(0)
+
+
+def test_unary_of_probabilities() -> None:
+    p = np.array([[0.25, 0, -1, 2], [0.75, 1, 0.5, 0.5]])
+    np.testing.assert_allclose(np.exp(-unary_from_probabilities(p)), [[0.25, 1e-5, 1e-5, 1], [0.75, 1, 0.5, 0.5]], 1e-6)
+    mixed = unary_from_probabilities(p[:, :2], scale=0.5)
+    np.testing.assert_allclose(np.exp(-mixed), [[0.375, 0.25], [0.625, 0.75]], rtol=1e-6)
+    assert unary_from_probabilities(p[:, :2], clip=None)[0, 1] == np.inf
+    with pytest.raises(WeaksegError, match=r"NaN, first at index \(0, 1\)"):
+        unary_from_probabilities(np.array([[1, np.nan]]))
+    with pytest.raises(WeaksegError, match=r"index \(0, 2\) is negative"):
+        unary_from_probabilities(p, clip=None)
+    for options in ({"scale": 0.0}, {"scale": 1.5}, {"clip": -1.0}):
+        with pytest.raises(WeaksegError, match="above 0 and at most 1"):
+            unary_from_probabilities(p, **options)
+
+
+def test_unary_of_labels() -> None:
+    labels = np.array([[0, 1, 2, 255]], np.uint8)
+    p = np.exp(-unary_from_labels(labels, 3, 0.7))
+    np.testing.assert_allclose(p[:, 0, 1], [0.15, 0.7, 0.15], rtol=1e-6)
+    np.testing.assert_allclose(p[:, 0, 3], 1 / 3, rtol=1e-6)
+    unsure = np.exp(-unary_from_labels(labels, 2, 0.7, zero_unsure=True))
+    np.testing.assert_allclose(unsure[:, 0], [[0.5, 0.7, 0.3, 0.5], [0.5, 0.3, 0.7, 0.5]], rtol=1e-6)
+
+
+def test_a_single_label_is_certain() -> None:
+    unary = unary_from_labels(np.zeros((9, 11), np.uint8), 1, 0.7)
+    np.testing.assert_array_equal(dense_crf(picture(), unary), 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "n", "options", "message"),
+    [
+        (np.array([[0, 3]], np.uint8), 3, {}, r"Label 3 at index \(0, 1\) is none of the 3 labels: 0 to 2 or 255"),
+        (np.array([[0, 4]], np.uint8), 3, {"zero_unsure": True}, r"Label 4 .* 1 to 3, 0 \(unsure\) or 255"),
+        (np.array([[-1]]), 3, {}, "Label -1"),
+        (np.array([[0]]), 0, {}, "at least one label, not 0"),
+        (np.array([[0]]), 2, {"certainty": 1.0}, "certainty of hard labels is 1.0"),
+        (np.array([[0.5]]), 2, {}, "whole numbers, not float64"),
+    ],
+)
+def test_wrong_labels_are_named(labels: np.ndarray, n: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeaksegError, match=message):
+        unary_from_labels(labels, n, **{"certainty": 0.7, **options})
