@@ -50,7 +50,7 @@ def sum_over_ranks(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if not _running():
         return array
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    total = torch.as_tensor(array, device=device)
+    total = torch.tensor(array, device=device)  # a copy: the sum is made in place
     distributed.all_reduce(total)
     return total.cpu().numpy()
 
