@@ -54,7 +54,9 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(f"Error: the disk is full{where}. Free some space and run the same command again; work is kept.")
+        sys.exit(
+            f"Error: the disk is full{where}. Free some space and run the same command again; finished work is kept."
+        )
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise

@@ -1,0 +1,143 @@
+"""`weakseg run` refuses what cannot work, in a sentence and before it is late."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tiny import TINY, set_options
+
+WEIGHTS = "cam.model.backbone.weights"
+
+
+@pytest.fixture
+def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
+    """What a run on the tiny data answers, which must fail."""
+
+    def run(*settings: str, data: Path = tiny_voc, out: Path = tmp_path / "run", recipe: str = "toy") -> str:
+        answer = weakseg("run", recipe, "--data", data, "--out", out, *set_options(*TINY, *settings))
+        assert answer.status == 1
+        assert answer.err.count("Error: ") == 1
+        return str(answer.err)
+
+    return run
+
+
+def test_a_finished_run_says_so_stage_by_stage(weakseg: Any, finished: Any, tmp_path: Path, copy_tree: Any) -> None:
+    root = copy_tree(finished.run, tmp_path / "run")
+    answer = weakseg("run", "toy", "--data", finished.data, "--out", root, *set_options(*TINY))
+    assert answer.status == 0, answer.err
+    stages = [line for line in answer.out.splitlines() if "finished before, skipped" in line]
+    assert [line.split(":")[0] for line in stages] == ["cam", "maps", "masks", "segment", "scores"]
+    assert answer.out.splitlines()[-1] == f"Report: {root / 'report.html'}"
+    assert "CAM + CRF" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("cam.train.epoch=2", 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
+        ("cma.train.epochs=2", "there is no stage or setting 'cma'. Did you mean \"cam\"?"),
+        ("cam.train.lr=fast", "cam.train.lr: input should be a valid number"),
+        ("cam.train.steps=3", "cam.train: give either epochs or steps, not both"),
+        ("maps.scales=[1, 0]", "maps.scales.1: input should be greater than 0"),
+        ("seed=-1", "seed: input should be greater than or equal to 0"),
+        ("nonsense", "write it as key=value"),
+    ],
+)
+def test_wrong_settings(refused: Callable[..., str], tmp_path: Path, setting: str, message: str) -> None:
+    assert message in refused(setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_data(refused: Callable[..., str], tiny_voc: Path, tmp_path: Path) -> None:
+    assert "gone does not exist." in refused(data=tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    assert "empty is no data set that weakseg knows. Looked for:" in refused(data=tmp_path / "empty")
+    assert 'has no split "trian". It has: train (8 images), val (4 images)' in refused("data.train=trian")
+    (tiny_voc / "ImageSets" / "Segmentation" / "test.txt").write_text("")
+    assert 'The split "test" has no images.' in refused("data.train=test")
+
+
+def test_a_damaged_image_is_named(refused: Callable[..., str], tiny_voc: Path) -> None:
+    path = tiny_voc / "JPEGImages" / "train 5.png"
+    path.write_bytes(path.read_bytes()[:-500])
+    assert f"{path} cannot be decoded" in refused()
+
+
+def test_out_is_a_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert "file cannot be used as a run folder: " in refused(out=tmp_path / "file")
+    assert "inside cannot be used as a run folder: " in refused(out=tmp_path / "file" / "inside")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_out_is_read_only(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "run cannot be used as a run folder: Permission denied" in refused(out=tmp_path / "locked" / "run")
+
+
+class Boom:
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_weights_that_are_none(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "The weights gone.pth do not exist." in refused(f"{WEIGHTS}=gone.pth")
+    for suffix in (".pth", ".safetensors"):
+        Path(f"text{suffix}").write_text("dear reader, this is no network")
+        assert f"text{suffix} is not a " in refused(f"{WEIGHTS}=text{suffix}")
+
+
+def test_weights_of_another_network(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = {"conv1.weight": torch.zeros(4, 3, 3, 3)}
+    torch.save(tensors, "other.pth")
+    save_file(tensors, "other.safetensors")
+    for name in ("other.pth", "other.safetensors"):
+        message = refused(f"{WEIGHTS}={name}")
+        assert f"{name} does not fit this backbone." in message
+        assert "1 unknown: conv1.weight. Is it the file of another network?" in message
+
+
+def test_weights_that_are_a_program_do_not_run(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.pth").write_bytes(pickle.dumps(Boom(), protocol=2))
+    with zipfile.ZipFile("new.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"conv1.weight": Boom()}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+    for name in ("old.pth", "new.pth"):
+        assert f"{name} is not a file of plain tensors written by torch.save" in refused(f"{WEIGHTS}={name}")
+    assert not Path("executed").exists()
+
+
+def test_after_a_mistake_the_same_folder_can_be_used(
+    refused: Callable[..., str], weakseg: Any, tiny_voc: Path, tmp_path: Path
+) -> None:
+    refused(f"{WEIGHTS}=gone.pth")
+    answer = weakseg("predict", tmp_path / "run", tiny_voc / "JPEGImages", "--out", tmp_path / "out")
+    assert answer.status == 1
+    assert "has not finished any model yet" in answer.err
+    answer = weakseg("run", "toy", "--data", tiny_voc, "--out", tmp_path / "run", *set_options(*TINY))
+    assert answer.status == 0, answer.err
+
+
+def test_a_report_of_nothing(weakseg: Any, tmp_path: Path) -> None:
+    answer = weakseg("report", tmp_path)
+    assert answer.status == 1
+    assert answer.err.startswith("Error: ")
+    assert str(tmp_path) in answer.err
