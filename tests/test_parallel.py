@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed
 
 from weakseg import parallel
 
@@ -81,3 +83,23 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert parallel.cpu_threads() == max(1, alone // 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
     assert parallel.cpu_threads() == 1
+
+
+@pytest.fixture
+def job() -> Iterator[None]:
+    """A job of one process, which goes the ways of several."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("job")
+def test_a_job_of_one_is_as_one_process() -> None:
+    test_one_process_does_everything()
+    test_the_mean_of_nothing_is_nothing()
+
+
+@pytest.mark.usefixtures("job")
+def test_a_sum_is_not_made_in_its_input() -> None:
+    counts = np.arange(4)
+    assert not np.shares_memory(parallel.sum_over_ranks(counts), counts)
