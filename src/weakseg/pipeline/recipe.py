@@ -33,9 +33,10 @@ class DataSettings(Settings):
         default=None, gt=0, description="a balanced part of it: at most so many images of a class"
     )
     score: str | None = Field(
-        default="auto", description="the split with masks that activation maps and pseudo-masks are measured on; its weak "
-        "labels are used. auto: the training split where it has masks",
-    )  # fmt: skip
+        default="auto",
+        description="the split with masks that activation maps and pseudo-masks are measured on; its weak labels are "
+        "used. auto: the training split where it has masks",
+    )
     val: str | None = Field(
         default="auto", description="the split the segmenter is measured on; auto: val, if there is one"
     )
