@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, boolean_dtypes, floating_dtypes, integer_dtypes
 
 from weakseg.errors import WeaksegError
-from weakseg.files import atomic_path, read_json, read_npz, write_bytes, write_json, write_npz, write_text
+from weakseg.files import (
+    atomic_path,
+    drop_partial_line,
+    read_json,
+    read_npz,
+    write_bytes,
+    write_json,
+    write_npz,
+    write_text,
+)
 
 one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 
@@ -243,3 +252,11 @@ def test_text_is_utf8(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"Bär": "🐻"})
     assert "Bär" in (tmp_path / "x.json").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "x.json").read_bytes()) == {"Bär": "🐻"}
+
+
+@pytest.mark.parametrize(("text", "kept"), [("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("b", ""), ("", "")])
+def test_a_broken_last_line_is_dropped(text: str, kept: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    drop_partial_line(path)
+    assert path.read_text() == kept

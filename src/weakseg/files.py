@@ -89,6 +89,14 @@ def read_json(path: Path) -> Any:
         raise WeaksegError(f"{path} cannot be read as JSON: {error}.") from None
 
 
+def drop_partial_line(path: Path) -> None:
+    """Cut off what follows the last end of line of a log, where a killed process or a full disk broke a record."""
+    if path.is_file():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = True) -> None:
     """Write named arrays atomically. The bytes depend on the arrays alone."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:

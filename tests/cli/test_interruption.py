@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tiny import TINY, set_options, write_tiny_voc
 
 KILLED = Path(__file__).with_name("killed.py")

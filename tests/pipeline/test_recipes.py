@@ -77,7 +77,7 @@ def test_all_wrong_keys_of_a_stage_are_reported_at_once() -> None:
 
 
 def test_unknown_recipes_name_the_nearest() -> None:
-    with pytest.raises(WeaksegError, match='There is no recipe "camm". Did you mean "cam"?'):
+    with pytest.raises(WeaksegError, match=r'There is no recipe "camm"\. Did you mean "cam"\?'):
         load_recipe("camm")
     with pytest.raises(WeaksegError, match=r"There is no recipe file nowhere\.yaml"):
         load_recipe("nowhere.yaml")

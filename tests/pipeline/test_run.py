@@ -135,7 +135,7 @@ def test_two_runs_on_one_folder_refuse_each_other(copied: tuple[Path, Path]) -> 
     data, root = copied
     with (root / LOCK_NAME).open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(WeaksegError, match="Another run is at work in .* Wait for it or stop it"):
+        with pytest.raises(WeaksegError, match=r"Another run is at work in .* Wait for it or stop it"):
             carried_out(data, root)
     assert skipped(carried_out(data, root)) == STAGES
 
@@ -188,3 +188,10 @@ def test_the_log_tells_the_story(finished: tuple[Path, Path]) -> None:
     manifest = json.loads((root / "cam" / "manifest.json").read_text())
     assert manifest["versions"]["torch"]
     assert manifest["settings"]["train"]["epochs"] == 2
+
+
+def test_weights_that_a_late_stage_lacks_are_missed_before_the_first_begins(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    with pytest.raises(WeaksegError, match=r"nowhere\.safetensors"):
+        carried_out(data, tmp_path / "run", "segment.model.backbone.weights=nowhere.safetensors")
+    assert not (tmp_path / "run" / "cam").exists()

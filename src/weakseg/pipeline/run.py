@@ -25,9 +25,9 @@ from weakseg import __version__, parallel
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
 from weakseg.errors import WeaksegError
-from weakseg.files import TEMPORARY_SUFFIX, read_json, write_json, write_text
+from weakseg.files import TEMPORARY_SUFFIX, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.recipe import DataSettings, Recipe
-from weakseg.pipeline.stage import Context, Stage, require_labels, write_log
+from weakseg.pipeline.stage import LOG_NAME, Context, Stage, require_labels, write_log
 from weakseg.training import CHECKPOINT_NAME, start
 
 MANIFEST_NAME = "manifest.json"
@@ -48,6 +48,7 @@ def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], 
         require_labels(context.weakly_labelled(), recipe.data.train)
         if parallel.rank() == 0:
             _clear_temporaries(root.glob)
+            drop_partial_line(root / LOG_NAME)
             write_text(root / RECIPE_NAME, recipe.as_yaml())
             write_json(root / DATA_NAME, _summary(context, recipe))
         write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__)
@@ -55,7 +56,17 @@ def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], 
         keys: dict[str, str] = {}
         for name, stage in recipe.stages.items():
             keys[name] = _key(stage, {source: keys[source] for source in stage.inputs()}, data, recipe.seed)
-            _run_stage(name, stage, keys[name], context, announce)
+        done = [name for name, key in keys.items() if _is_done(context.folder(name), key)]
+        for name, stage in recipe.stages.items():
+            if name not in done:
+                stage.prepare(context)
+        parallel.barrier()  # everyone has read the manifests that are cleared away next
+        for name, stage in recipe.stages.items():
+            if name in done:
+                if parallel.rank() == 0:
+                    announce(f"{name}: finished before, skipped")
+            else:
+                _run_stage(name, stage, keys[name], context, announce)
         write_log(root, "done")
 
 
@@ -65,14 +76,14 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def _is_done(folder: Path, key: str) -> bool:
+    """Whether the stage of this folder was finished with this key."""
+    manifest = finished(folder)
+    return manifest is not None and manifest["key"] == key
+
+
 def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None]) -> None:
     folder = context.folder(name)
-    manifest = finished(folder)
-    parallel.barrier()  # everyone has read what is cleared away next
-    if manifest is not None and manifest["key"] == key:
-        if parallel.rank() == 0:
-            announce(f"{name}: finished before, skipped")
-        return
     resumed = False
     if parallel.rank() == 0:
         announce(f"{name}: running")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from lightning_fabric import Fabric
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from weakseg import parallel
@@ -25,6 +25,7 @@ from weakseg.settings import Settings, validate
 from weakseg.training import RuntimeSettings, TrainSettings, train_network
 
 MODEL_FOLDER = "model"
+LOG_NAME = "log.jsonl"
 
 EARLIER_STAGE = "the name of an earlier stage, whose artifact is read"
 StageName = Annotated[str, EARLIER_STAGE]
@@ -48,6 +49,9 @@ class Stage(Settings):
         """
         return self
 
+    def prepare(self, context: Context) -> None:
+        """Find out before the first stage begins, not hours later, what would stop this one."""
+
     def run(self, context: Context, folder: Path) -> None:
         """Write the artifact into `folder`, sharing the work with the other processes.
 
@@ -70,12 +74,12 @@ class Learning(Stage):
         settings = validate(find_method(self.method_kind, self.method).Settings, self.model, f"{where}.model")
         return self.model_copy(update={"model": settings.model_dump(mode="json")})
 
+    def prepare(self, context: Context) -> None:
+        self._network(context)
+
     def learn(self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]]) -> Model:
         """A network of the method, trained on `images`; logs and checkpoints go to `folder`."""
-        method = find_method(self.method_kind, self.method)
-        settings = method.Settings.model_validate(self.model)
-        torch.manual_seed(context.seed)
-        network = method(settings, len(context.dataset.classes))
+        settings, network = self._network(context)
         train_network(
             context.fabric,
             network,
@@ -87,6 +91,13 @@ class Learning(Stage):
             title=f"training {self.method}",
         )
         return Model(self.method_kind, self.method, settings, context.dataset.classes, network, {})
+
+    def _network(self, context: Context) -> tuple[Settings, nn.Module]:
+        """The method's settings and its network, with the weights that it starts from."""
+        method = find_method(self.method_kind, self.method)
+        settings = method.Settings.model_validate(self.model)
+        torch.manual_seed(context.seed)
+        return settings, method(settings, len(context.dataset.classes))
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ def write_log(root: Path, event: str, **values: Any) -> None:
     """Add one event to `log.jsonl` of a run; only the first process writes."""
     if parallel.rank() == 0:
         record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values}
-        with (root / "log.jsonl").open("a", encoding="utf-8") as file:
+        with (root / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
