@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from weakseg.ops.compiled import compiled, load, multiply_add, store, vector
+from weakseg.ops.compiled import compiled, float_of_bits, load, multiply_add, store, vector
 
 
 @compiled()
@@ -20,6 +20,15 @@ def test_vectors_add_and_scale_rows(lanes: int) -> None:
     scaled_sum(first, second, np.float32(0.25), result[1:6], (0,) * lanes)
     np.testing.assert_allclose(result[1:6], first + np.float32(0.25) * second, rtol=1e-6)
     assert (result[[0, 6]] == 9).all()
+
+
+@compiled()
+def one_from_its_bits():
+    return float_of_bits(np.int32(127 << 23))
+
+
+def test_float_of_bits() -> None:
+    assert one_from_its_bits() == 1.0
 
 
 def test_compiles_where_nothing_can_be_kept_on_disk() -> None:

@@ -122,3 +122,13 @@ def multiply_add(typing: Any, total: Any, factor: Any, value: Any) -> Any:
         return builder.fadd(arguments[0], product, flags=("contract",))
 
     return value(total, types.float32, value), generate
+
+
+@intrinsic
+def float_of_bits(typing: Any, bits: Any) -> Any:
+    """The float32 with the bits of an int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate

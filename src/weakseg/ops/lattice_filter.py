@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from weakseg.ops.compiled import compiled, load, multiply_add, store, vector
+from weakseg.ops.compiled import compiled, float_of_bits, load, multiply_add, store, vector
 from weakseg.ops.permutohedral import FloatArray, IndexArray, Lattice
 
 # Points whose labels are updated together, so that lattice vertices and weights are read once per iteration and
@@ -105,20 +105,19 @@ def _blur(
     neighbours: IndexArray, table: FloatArray, other: FloatArray, lanes: tuple[int, ...]
 ) -> tuple[FloatArray, FloatArray]:
     """Mix neighbours along each axis in turn, from `table` to `other` and back; the result, and the one left over."""
-    for axis in neighbours:
-        _blur_axis(axis, table, other, lanes)
-        table, other = other, table
-    return table, other
+    for source, target in zip(table, other, strict=True):  # chunk by chunk: smaller tables stay in the cache
+        for axis in neighbours:
+            _blur_axis(axis, source, target, lanes)
+            source, target = target, source
+    return (table, other) if len(neighbours) % 2 == 0 else (other, table)
 
 
 @compiled()
-def _blur_axis(neighbours: Any, table: Any, result: Any, lanes: tuple[int, ...]) -> None:
+def _blur_axis(neighbours: Any, source: Any, target: Any, lanes: tuple[int, ...]) -> None:
     zero, half = vector(lanes), np.float32(0.5)
-    for chunk in range(len(table)):
-        source, target = table[chunk], result[chunk]
-        for row in range(neighbours.shape[1]):
-            value = multiply_add(load(source, row, zero), half, load(source, neighbours[0, row], zero))
-            store(target, row, multiply_add(value, half, load(source, neighbours[1, row], zero)))
+    for row in range(neighbours.shape[1]):
+        value = multiply_add(load(source, row, zero), half, load(source, neighbours[0, row], zero))
+        store(target, row, multiply_add(value, half, load(source, neighbours[1, row], zero)))
 
 
 # Mean field -----------------------------------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def mean_field(
     """
     labels = _Labels.of(unaries, copies, np.sum([kernel.total for kernel in kernels], axis=0))
     chunks, lanes = _chunks(len(labels.unary) - len(unaries))
-    scratch = _Scratch.of(chunks, len(labels.unary), len(lanes))
+    scratch = _Scratch.of(chunks, len(lanes), len(labels.unary), len(unaries))
     marginals = np.empty_like(labels.unary)
     sources, targets = ([_table(kernel.lattice, chunks, lanes) for kernel in kernels] for _ in range(2))
     for iteration in range(iterations + 1):
@@ -203,15 +202,12 @@ class _Scratch(NamedTuple):
     messages: FloatArray  # (chunks, BLOCK, lanes)
     scores: FloatArray  # (R, BLOCK)
     highest: FloatArray  # (BLOCK,)
-    total: FloatArray  # (BLOCK,)
-    power: FloatArray  # (BLOCK,)
-    power_bits: npt.NDArray[np.int32]  # the same memory
+    scale: FloatArray  # (problems, BLOCK): brings the sum of the exponentials to 1
 
     @classmethod
-    def of(cls, chunks: int, rows: int, lanes: int) -> _Scratch:
-        highest, total, power = np.empty((3, BLOCK), np.float32)
-        messages, scores = np.empty((chunks, BLOCK, lanes), np.float32), np.empty((rows, BLOCK), np.float32)
-        return cls(messages, scores, highest, total, power, power.view(np.int32))
+    def of(cls, chunks: int, lanes: int, rows: int, problems: int) -> _Scratch:
+        shapes = (chunks, BLOCK, lanes), (rows, BLOCK), (BLOCK,), (problems, BLOCK)
+        return cls(*(np.empty(shape, np.float32) for shape in shapes))
 
 
 @compiled(fastmath={"contract"})
@@ -220,48 +216,53 @@ def _update(
 ) -> None:
     """Slice, softmax and splat, block by block. At the start there is nothing to gather; the end is not spread, but
     written to `marginals`."""
-    rows, points = labels.unary.shape
-    messages, scores = scratch.messages, scratch.scores
+    messages, scores, _, scale = scratch
+    points = labels.unary.shape[1]
     for start in range(0, points, BLOCK):
         count = min(BLOCK, points - start)
         messages[:] = 0
         if gather:
             for flow in flows:
                 _slice(flow.offsets, flow.weights, start, count, flow.source, flow.factor, messages, lanes)
-        _add_unary(labels, start, count, gather, messages, scores)
         for g in range(len(labels.bounds) - 1):
-            _softmax(scratch, labels.members, labels.bounds[g], labels.bounds[g + 1], count)
-        if spread:
-            for c in range(rows - (len(labels.bounds) - 1)):
-                chunk, lane = c // len(lanes), c % len(lanes)
+            first, last = labels.bounds[g], labels.bounds[g + 1] - 1
+            _score(labels, first, last, start, count, gather, scratch)
+            _exponentiate(labels.members[first : last + 1], count, scratch, scale[g])
+            for r in labels.members[first : last if spread else last + 1]:
+                chunk, lane = r // len(lanes), r % len(lanes)
                 for p in range(count):
-                    messages[chunk, p, lane] = scores[c, p]
+                    marginal = scores[r, p] * scale[g, p]
+                    if spread:
+                        messages[chunk, p, lane] = marginal
+                    else:
+                        marginals[r, start + p] = marginal
+        if spread:
             for flow in flows:
                 _splat(flow.offsets, flow.weights, start, count, messages, flow.target, lanes)
-        else:
-            for r in range(rows):
-                for p in range(count):
-                    marginals[r, start + p] = scores[r, p]
 
 
 @compiled(fastmath={"contract"}, inner=True)
-def _add_unary(labels: Any, start: int, count: int, gather: bool, messages: Any, scores: Any) -> None:
-    """scores = messages - unary, for all rows."""
+def _score(labels: Any, first: int, last: int, start: int, count: int, gather: bool, scratch: Any) -> None:
+    """Scores of the rows `members[first : last + 1]`: messages - unary; and the highest of them at each point."""
+    messages, scores, highest, _ = scratch
     lanes = messages.shape[2]
-    for g in range(len(labels.bounds) - 1):
-        first, last = labels.bounds[g], labels.bounds[g + 1] - 1
-        rest = scores[labels.members[last]]
+    rest = labels.members[last]
+    for p in range(count):
+        highest[p] = -np.inf
+        scores[rest, p] = labels.total[start + p] if gather else np.float32(0)
+    for r in labels.members[first:last]:
+        chunk, lane, share = r // lanes, r % lanes, labels.share[r]
         for p in range(count):
-            rest[p] = labels.total[start + p] if gather else np.float32(0)
-        for r in labels.members[first:last]:
-            chunk, lane = r // lanes, r % lanes
-            for p in range(count):
-                message = messages[chunk, p, lane]
-                rest[p] -= message
-                scores[r, p] = labels.share[r] * message - labels.unary[r, start + p]
-        r = labels.members[last]
+            scores[r, p] = messages[chunk, p, lane]
         for p in range(count):
-            rest[p] = labels.share[r] * rest[p] - labels.unary[r, start + p]
+            scores[rest, p] -= scores[r, p]
+        for p in range(count):
+            scores[r, p] = share * scores[r, p] - labels.unary[r, start + p]
+            highest[p] = np.maximum(highest[p], scores[r, p])
+    share = labels.share[rest]
+    for p in range(count):
+        scores[rest, p] = share * scores[rest, p] - labels.unary[rest, start + p]
+        highest[p] = np.maximum(highest[p], scores[rest, p])
 
 
 LOG2_E = np.float32(np.log2(np.e))
@@ -275,32 +276,23 @@ C0, C1, C2, C3, C4, C5 = (
 
 
 @compiled(fastmath={"contract"}, inner=True)
-def _softmax(scratch: Any, members: Any, first: int, stop: int, count: int) -> None:
-    """Softmax over the rows `members[first:stop]` of the scores, in place.
+def _exponentiate(members: Any, count: int, scratch: Any, scale: Any) -> None:
+    """exp(score - highest) of the rows `members`, in place, and one over their sum, to `scale`.
 
-    exp is written out so that the loops over points become vector instructions: e^x = 2^whole 2^f.
+    exp is written out, e^x = 2^whole 2^f, so that the loop over points becomes vector instructions.
     """
-    scores, highest, total = scratch.scores, scratch.highest, scratch.total
+    scores, highest = scratch.scores, scratch.highest
     for p in range(count):
-        highest[p] = scores[members[first], p]
-        total[p] = 0
-    for r in members[first + 1 : stop]:
-        for p in range(count):
-            highest[p] = max(highest[p], scores[r, p])
-    for r in members[first:stop]:
+        scale[p] = 0
+    for r in members:
         for p in range(count):
             x = scores[r, p] - highest[p]
-            exponent = max(x, UNDERFLOW) * LOG2_E
+            exponent = np.maximum(x, UNDERFLOW) * LOG2_E
             whole = np.rint(exponent)
             f = exponent - whole
-            scratch.power_bits[p] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-            fraction = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5))))
-            scores[r, p] = fraction if x > UNDERFLOW else np.float32(0)
-        for p in range(count):
-            scores[r, p] *= scratch.power[p]
-            total[p] += scores[r, p]
+            power = float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+            power *= C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5))))
+            scores[r, p] = power if x > UNDERFLOW else np.float32(0)
+            scale[p] += scores[r, p]
     for p in range(count):
-        total[p] = np.float32(1) / total[p]
-    for r in members[first:stop]:
-        for p in range(count):
-            scores[r, p] *= total[p]
+        scale[p] = np.float32(1) / scale[p]
