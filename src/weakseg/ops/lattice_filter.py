@@ -258,7 +258,7 @@ def _score(labels: Any, first: int, last: int, start: int, count: int, gather: b
             scores[rest, p] -= scores[r, p]
         for p in range(count):
             scores[r, p] = share * scores[r, p] - labels.unary[r, start + p]
-            highest[p] = np.maximum(highest[p], scores[r, p])
+            highest[p] = np.maximum(highest[p], scores[r, p])  # max() would not become a vector instruction
     share = labels.share[rest]
     for p in range(count):
         scores[rest, p] = share * scores[rest, p] - labels.unary[rest, start + p]
