@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny_voc
 
+from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+from weakseg.pipeline.run import run
+from weakseg.pipeline.stage import Learning
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
@@ -117,3 +122,23 @@ def test_stages_know_what_they_read() -> None:
     read = {name: stage.inputs() for name, stage in stages.items()}
     assert read == {"cam": [], "maps": ["cam"], "masks": ["maps"], "segment": ["masks"], "scores": ["masks", "segment"]}
     assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == []
+
+
+def small_and_short(name: str) -> list[str]:
+    """Changes that let any recipe run on the tiny data: the small network, two updates."""
+    learning = [stage for stage, settings in load_recipe(name).stages.items() if isinstance(settings, Learning)]
+    changes = (
+        "model.backbone={name: small, output_stride: 8, weights: null}",
+        "augment={scale_range: [0.75, 1.25], crop: 32}",
+        "train={steps: 2, batch_size: 4}",
+    )
+    return ["runtime.device=cpu", *(f"{stage}.{change}" for stage in learning for change in changes)]
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_a_shipped_recipe_runs_to_its_scores(name: str, tmp_path: Path) -> None:
+    dataset = open_dataset(write_tiny_voc(tmp_path / "data"))
+    run(load_recipe(name, small_and_short(name)), dataset, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
+    assert {row["split"] for row in rows} == {"score", "val"}
+    assert all(0 <= row["mean_iou"] <= 1 for row in rows)
