@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny_voc
 
+from tiny import write_tiny_voc
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
