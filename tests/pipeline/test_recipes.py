@@ -120,8 +120,14 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
 def test_stages_know_what_they_read() -> None:
     stages = load_recipe("cam").stages
     read = {name: stage.inputs() for name, stage in stages.items()}
-    assert read == {"cam": [], "maps": ["cam"], "masks": ["maps"], "segment": ["masks"], "scores": ["masks", "segment"]}
-    assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == []
+    assert read == {
+        "cam": [],
+        "maps": ["cam"],
+        "masks": ["maps"],
+        "segment": ["masks", "cam"],
+        "scores": ["masks", "segment"],
+    }
+    assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == ["cam"]
 
 
 def small_and_short(name: str) -> list[str]:

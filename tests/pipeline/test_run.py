@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tiny import TINY, write_tiny_voc
 from weakseg.data.images import read_label_map, write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
+from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import LOCK_NAME, run
@@ -195,3 +197,19 @@ def test_weights_that_a_late_stage_lacks_are_missed_before_the_first_begins(tmp_
     with pytest.raises(WeaksegError, match=r"nowhere\.safetensors"):
         carried_out(data, tmp_path / "run", "segment.model.backbone.weights=nowhere.safetensors")
     assert not (tmp_path / "run" / "cam").exists()
+
+
+def test_a_segmenter_may_start_from_the_localisers_backbone(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    hardly = ("segment.backbone_from=cam", "segment.train.lr=1.0e-30", "segment.train.weight_decay=0.0")
+    carried_out(data, tmp_path / "run", *hardly)
+    localiser = load_model(tmp_path / "run" / "cam" / "model").network.backbone.state_dict()
+    segmenter = load_model(tmp_path / "run" / "segment" / "model").network.backbone.state_dict()
+    assert all(torch.equal(segmenter[name], value) for name, value in localiser.items())
+
+
+def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "data")
+    other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
+    with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
+        carried_out(data, tmp_path / "run", "segment.backbone_from=cam", other)

@@ -77,9 +77,13 @@ class Learning(Stage):
     def prepare(self, context: Context) -> None:
         self._network(context)
 
+    def initialise(self, context: Context, network: Any) -> None:
+        """Change the weights that the network starts from."""
+
     def learn(self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]]) -> Model:
         """A network of the method, trained on `images`; logs and checkpoints go to `folder`."""
         settings, network = self._network(context)
+        self.initialise(context, network)
         train_network(
             context.fabric,
             network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,35 @@ from weakseg.data.images import read_label_map
 from weakseg.data.loading import MaskedImages
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind
-from weakseg.methods.store import save_model
+from weakseg.methods.store import load_model, save_model
 from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.stage import EARLIER_STAGE, MODEL_FOLDER, Context, Learning
 from weakseg.pipeline.stages.masks import mask_path
 
 
 class Segment(Learning):
-    """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision)."""
+    """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision).
+
+    `backbone_from` is a localiser whose trained backbone the segmenter starts from; null: from the backbone's weights.
+    """
 
     kind: Literal["segment"] = "segment"
     method_kind: ClassVar[Kind] = "SEGMENTER"
     masks: Annotated[str | None, EARLIER_STAGE]
+    backbone_from: Annotated[str | None, EARLIER_STAGE] = None
     inference: Inference = Inference()
+
+    def initialise(self, context: Context, network: Any) -> None:
+        if self.backbone_from is None:
+            return
+        localiser = load_model(context.folder(self.backbone_from) / MODEL_FOLDER).network
+        try:
+            network.backbone.load_state_dict(localiser.backbone.state_dict())
+        except RuntimeError:
+            raise WeaksegError(
+                f'The segmenter cannot start from the backbone of the stage "{self.backbone_from}", which is of another '
+                "kind. Give both the same model.backbone.name, or set backbone_from to null."
+            ) from None
 
     def run(self, context: Context, folder: Path) -> None:
         def read_labels(sample: Sample) -> npt.NDArray[np.uint8]:
