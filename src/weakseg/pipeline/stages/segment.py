@@ -41,8 +41,8 @@ class Segment(Learning):
             network.backbone.load_state_dict(localiser.backbone.state_dict())
         except RuntimeError:
             raise WeaksegError(
-                f'The segmenter cannot start from the backbone of the stage "{self.backbone_from}", which is of another '
-                "kind. Give both the same model.backbone.name, or set backbone_from to null."
+                f'The segmenter cannot start from the backbone of the stage "{self.backbone_from}", which is of '
+                "another kind. Give both the same model.backbone.name, or set backbone_from to null."
             ) from None
 
     def run(self, context: Context, folder: Path) -> None:
