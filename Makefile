@@ -25,6 +25,9 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/densecrf.py
 	$(BIN)/python benchmarks/threshold_curve.py
+	$(BIN)/python benchmarks/random_walk_affinitynet.py
+	$(BIN)/python benchmarks/random_walk_irnet.py
+	$(BIN)/python benchmarks/pixel_correlation.py
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
