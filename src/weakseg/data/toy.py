@@ -62,9 +62,9 @@ HIDE: tuple[Colour, ...] = ((150, 84, 46), (184, 98, 48), (112, 66, 44), (204, 1
 PAINT: tuple[Colour, ...] = ((206, 52, 48), (238, 134, 40), (242, 196, 52), (140, 70, 152), (214, 80, 130))
 MEADOWS: tuple[Colour, ...] = ((122, 168, 74), (96, 150, 78), (146, 172, 82), (110, 158, 96))
 SKIES: tuple[tuple[Colour, Colour], ...] = (
-    ((120, 180, 232), (214, 234, 244)),
-    ((150, 190, 220), (238, 232, 214)),
-    ((164, 172, 206), (248, 214, 190)),
+    ((96, 164, 228), (170, 212, 242)),
+    ((118, 176, 214), (184, 222, 228)),
+    ((138, 142, 204), (206, 190, 226)),
 )
 
 
@@ -173,6 +173,8 @@ def draw_sheep(brush: Brush, coat: Colour) -> None:
     for angle in np.linspace(0, 2 * math.pi, 11, endpoint=False):
         brush.blob(0.40 * math.cos(angle), 0.38 + 0.21 * math.sin(angle), 0.11, 0.10, shade(coat, 0.94))
     brush.body(0, 0.38, 0.44, 0.25, coat)
+    for x, y in ((-0.26, 0.44), (-0.20, 0.28), (-0.04, 0.50), (0.02, 0.34), (0.20, 0.46), (0.22, 0.26)):
+        brush.blob(x, y, 0.07, 0.045, shade(coat, 0.92))
     brush.blob(0.49, 0.50, 0.10, 0.13, INK)
     brush.blob(0.40, 0.58, 0.07, 0.03, INK)
     brush.blob(0.53, 0.53, 0.022, 0.022, WHITE)
@@ -192,6 +194,8 @@ def draw_goose(brush: Brush, coat: Colour) -> None:
 def draw_cow(brush: Brush, coat: Colour) -> None:
     brush.legs((-0.34, -0.22, 0.22, 0.34), 0.09, 0.3, shade(coat, 0.78))
     brush.body(0, 0.42, 0.44, 0.22, coat, power=4)
+    brush.blob(-0.22, 0.46, 0.13, 0.10, shade(coat, 0.86))
+    brush.blob(0.12, 0.36, 0.10, 0.07, shade(coat, 0.86))
     brush.blob(0.46, 0.60, 0.11, 0.13, shade(coat, 0.94), power=3)
     brush.blob(0.50, 0.52, 0.10, 0.065, PINK)
     brush.polygon([(0.36, 0.70), (0.33, 0.84), (0.43, 0.73)], WHITE)
@@ -364,13 +368,13 @@ def _compose(canvas: Canvas, rng: np.random.Generator) -> bool:
         if rng.random() < (CONTEXT_OF_CLASS if has_thing else CONTEXT_OF_EMPTY_ROW):
             owner = canvas.add(Thing(grain=0.5, context=label))
             species.draw_context(Brush(canvas, owner, x, y, 0.8 + 0.3 * nearness), rng)
-        length = (0.34 + 0.24 * nearness) * rng.uniform(0.85, 1.2)
+        length = (0.40 + 0.26 * nearness) * rng.uniform(0.85, 1.2)
         if rng.random() < LOOKALIKE:
             model = SPECIES[int(rng.integers(len(SPECIES)))]
-            brush = Brush(canvas, canvas.add(Thing(grain=0.25)), rng.uniform(0, 1), y - 0.02, 0.8 * length)
+            brush = Brush(canvas, canvas.add(Thing(grain=0.15)), rng.uniform(0, 1), y - 0.02, 0.8 * length)
             model.draw_lookalike(brush, random_colour(model.coats, rng))
         if has_thing:
-            owner = canvas.add(Thing(grain=0.25, label=label, instance=len(full_areas) + 1))
+            owner = canvas.add(Thing(grain=0.15, label=label, instance=len(full_areas) + 1))
             mirrored = bool(rng.random() < 0.5)
             species.draw(Brush(canvas, owner, x, y, length, mirrored), random_colour(species.coats, rng))
             full_areas[owner] = canvas.area(owner)
@@ -388,7 +392,7 @@ def _draw_land(canvas: Canvas, horizon: float, rng: np.random.Generator) -> None
     for _ in range(int(rng.integers(4))):
         cloud = sky.at(rng.uniform(0, 1), rng.uniform(0.06, horizon - 0.04), rng.uniform(0.08, 0.16))
         for x, y, radius in ((-0.6, 0, 0.4), (0, 0.15, 0.55), (0.6, 0, 0.42)):
-            cloud.blob(x, y, radius, 0.5 * radius, blend(low, WHITE, 0.7))
+            cloud.blob(x, y, radius, 0.5 * radius, blend(low, WHITE, 0.5))
     across = np.linspace(0, 1, 25)
     for height, haze in ((0.10, 0.55), (0.05, 0.3)):
         hills = Brush(canvas, canvas.add(Thing(grain=0.4)), 0, horizon, 1)
