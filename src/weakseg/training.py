@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,11 @@ def start(runtime: RuntimeSettings) -> Fabric:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
     distributed = "TORCHELASTIC_RUN_ID" in os.environ and processes * nodes > 1
+    if accelerator == "cuda" and processes > torch.cuda.device_count():
+        raise WeaksegError(
+            f"{processes} processes were started on a machine with {torch.cuda.device_count()} CUDA devices. "
+            "Give torchrun at most as many (--nproc-per-node), or set runtime.device=cpu."
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=processes,
@@ -160,7 +165,7 @@ def train_network(
             optimiser.zero_grad(set_to_none=True)
             terms: dict[str, Tensor] = {}
             for part in range(settings.accumulate):
-                batch = _to_device(next(batches), fabric.device)
+                batch = _to_device(_next(batches), fabric.device)
                 with (
                     fabric.no_backward_sync(module, enabled=part < settings.accumulate - 1),
                     torch.autocast(fabric.device.type, torch.bfloat16, enabled=autocast),
@@ -171,7 +176,8 @@ def train_network(
                 for name, value in losses.items():
                     terms[name] = terms.get(name, 0) + value.detach() / settings.accumulate
             if settings.clip_norm is not None:
-                fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip_norm)
+                # A gradient that is not finite shows in the loss at once, with advice; Fabric's error has none.
+                fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip_norm, error_if_nonfinite=False)
             fabric_optimiser.step()
             values = _finite_means(fabric, terms, step, title)
             progress.advance(settings.batch_size, loss=values["loss"])
@@ -185,6 +191,14 @@ def train_network(
                     save_checkpoint(checkpoint, network, optimiser, step + 1)
                 saved_at = time.monotonic()
     optimiser.zero_grad(set_to_none=True)
+
+
+def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    try:
+        return next(batches)
+    except WeaksegError as error:
+        # From a worker process it comes as the text of a traceback that ends with the message.
+        raise WeaksegError(str(error).rpartition(f"{WeaksegError.__name__}: ")[2].strip()) from None
 
 
 def _to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -122,6 +122,31 @@ def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path) -> None:
         trained(tmp_path, TrainSettings(steps=200, batch_size=4, lr=1e8))
 
 
+def test_a_gradient_that_explodes_says_what_to_do_with_clipping_too(tmp_path: Path) -> None:
+    class Cliff(Line):
+        """The loss is finite, its gradient is not."""
+
+        def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"root": (0 * self.linear.weight).sum().sqrt()}
+
+    settings = TrainSettings(steps=5, batch_size=4, lr=0.1, clip_norm=1.0)
+    with pytest.raises(WeaksegError, match=r"the loss became nan at update 2.*train\.lr"):
+        train_network(start(RUNTIME), Cliff(), Points(), settings, RUNTIME, folder=tmp_path, seed=5)
+
+
+class Damaged(Points):
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        raise WeaksegError("photo.jpg is damaged.\nMend it.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_told_without_a_traceback(tmp_path: Path, workers: int) -> None:
+    runtime = RuntimeSettings(device="cpu", workers=workers)
+    with pytest.raises(WeaksegError) as caught:
+        train_network(start(runtime), Line(), Damaged(), SETTINGS, runtime, folder=tmp_path, seed=5)
+    assert str(caught.value) == "photo.jpg is damaged.\nMend it."
+
+
 @given(count=st.integers(1, 50), batch_size=st.integers(1, 20), epoch=st.integers(0, 3), seed=st.integers(0, 99))
 def test_every_epoch_draws_each_image_at_most_once_if_there_are_enough(
     count: int, batch_size: int, epoch: int, seed: int
