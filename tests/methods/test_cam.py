@@ -48,6 +48,15 @@ def test_loss_by_hand() -> None:
     assert losses["classification"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_loss_keeps_full_precision_under_bf16() -> None:
+    network, tags = build("small").eval(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = network.losses({"image": images(), "tags": tags})["classification"]
+        probability = network.scores(images()).double().sigmoid()
+    expected = -(tags * probability.log() + (1 - tags) * (1 - probability).log()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_param_groups_leave_out_what_is_frozen() -> None:
     network = build(frozen_stages=3)
     backbone, head = network.param_groups(lr=0.1)

@@ -55,7 +55,8 @@ class CAM(nn.Module):
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
         """The multi-label soft-margin loss, mean over classes and images."""
-        return {"classification": F.multilabel_soft_margin_loss(self.scores(batch["image"]), batch["tags"])}
+        scores = self.scores(batch["image"]).float()  # logarithms of bf16 would be too coarse
+        return {"classification": F.multilabel_soft_margin_loss(scores, batch["tags"])}
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to maps ≥ 0 of all classes (N, C, h, w), not yet normalised."""
