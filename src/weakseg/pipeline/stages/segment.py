@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,17 +47,24 @@ class Segment(Learning):
             ) from None
 
     def run(self, context: Context, folder: Path) -> None:
-        def read_labels(sample: Sample) -> npt.NDArray[np.uint8]:
-            if self.masks is not None:
-                return read_label_map(mask_path(context.folder(self.masks), sample))
-            if sample.mask is None:
-                raise WeaksegError(f"{sample.name} has no ground truth to train on; set masks to a stage instead.")
-            return sample.mask.read()
-
-        images = MaskedImages(context.train, read_labels, self.augment, context.seed)
+        read = ground_truth if self.masks is None else partial(pseudo_mask, context.folder(self.masks))
+        images = MaskedImages(context.train, read, self.augment, context.seed)
         model = self.learn(context, folder, images)
         if parallel.rank() == 0:
             save_model(folder / MODEL_FOLDER, replace(model, inference=self.inference.model_dump(mode="json")))
+
+
+# Not inside of `run`: worker processes that are not forked can only be told what a module holds.
+def pseudo_mask(folder: Path, sample: Sample) -> npt.NDArray[np.uint8]:
+    """The label map that the stage of this folder made for an image."""
+    return read_label_map(mask_path(folder, sample))
+
+
+def ground_truth(sample: Sample) -> npt.NDArray[np.uint8]:
+    """The label map of an image; raises `WeaksegError` where it has none."""
+    if sample.mask is None:
+        raise WeaksegError(f"{sample.name} has no ground truth to train on; set masks to a stage instead.")
+    return sample.mask.read()
 
 
 STAGE = Segment
