@@ -16,7 +16,7 @@ from weakseg.errors import WeaksegError
 class Settings(BaseModel):
     """Base of every group of settings: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)

@@ -44,8 +44,9 @@ def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], 
     """
     fabric = start(recipe.runtime)
     with _locked(root):
-        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *_parts(dataset, recipe.data))
-        require_labels(context.weakly_labelled(), recipe.data.train)
+        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *_parts(dataset, recipe))
+        require_labels(context.train, recipe.data.train)
+        require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         if parallel.rank() == 0:
             _clear_temporaries(root.glob)
             drop_partial_line(root / LOG_NAME)
@@ -158,11 +159,21 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _parts(dataset: Dataset, settings: DataSettings) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+def _split_names(settings: DataSettings) -> dict[str, str | None]:
+    """The split of the data set that plays each part."""
+    return {
+        "train": settings.train,
+        "score": settings.train if settings.score == "auto" else settings.score,
+        "val": "val" if settings.val == "auto" else settings.val,
+    }
+
+
+def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
     """The samples of train, score and val."""
+    settings = recipe.data
     train: Sequence[Sample] = dataset.split(settings.train)
     if settings.images_per_class is not None:
-        train = balanced_subset(train, settings.images_per_class, seed=0)
+        train = balanced_subset(train, settings.images_per_class, recipe.seed)
     score: Sequence[Sample] = []
     if settings.score == "auto":
         score = [sample for sample in train if sample.mask is not None]
@@ -211,7 +222,7 @@ def _fingerprint(context: Context) -> str:
 
 
 def _key(stage: Stage, inputs: dict[str, str], data: str, seed: int) -> str:
-    described = json.dumps([stage.model_dump(mode="json"), inputs, data, seed], sort_keys=True)
+    described = json.dumps([stage.model_dump(mode="json"), inputs, data, seed, stage.fingerprint()], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -223,11 +234,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "root": str(context.dataset.root.resolve()),
         "format": context.dataset.format,
         "classes": list(classes.names),
-        "splits": {
-            "train": recipe.data.train,
-            "score": recipe.data.train if recipe.data.score == "auto" else recipe.data.score,
-            "val": "val" if recipe.data.val == "auto" else recipe.data.val,
-        },
+        "splits": _split_names(recipe.data),
         "images": {part: len(samples) for part, samples in parts.items()},
         "images_with_class": {
             part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]

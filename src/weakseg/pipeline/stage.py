@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from weakseg import parallel
 from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.images import file_stamp
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind, find_method
@@ -49,6 +50,10 @@ class Stage(Settings):
         """
         return self
 
+    def fingerprint(self) -> str:
+        """What else the artifact depends on, besides settings, inputs and data: files that the settings name."""
+        return ""
+
     def prepare(self, context: Context) -> None:
         """Find out before the first stage begins, not hours later, what would stop this one."""
 
@@ -73,6 +78,10 @@ class Learning(Stage):
     def checked(self, where: str) -> Self:
         settings = validate(find_method(self.method_kind, self.method).Settings, self.model, f"{where}.model")
         return self.model_copy(update={"model": settings.model_dump(mode="json")})
+
+    def fingerprint(self) -> str:
+        weights = Path(str(self.model.get("backbone", {}).get("weights"))).expanduser()
+        return file_stamp(weights) if weights.is_file() else ""
 
     def prepare(self, context: Context) -> None:
         self._network(context)
