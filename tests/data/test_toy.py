@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from weakseg.data.dataset import Dataset, Sample
@@ -194,28 +192,6 @@ def test_the_size_changes_the_resolution_and_not_the_scene() -> None:
 
 
 # How things are drawn.
-
-
-@given(
-    x=st.floats(-0.5, 0.5),
-    y=st.floats(-0.5, 0.5),
-    rx=st.floats(0.1, 0.4),
-    ry=st.floats(0.1, 0.4),
-    power=st.floats(2, 5),
-)
-def test_a_blob_fills_a_superellipse(x: float, y: float, rx: float, ry: float, power: float) -> None:
-    canvas = Canvas(48)
-    owner = (canvas.add(Thing(grain=0)), canvas.add(Thing(grain=0)))[1]
-    Brush(canvas, owner, 0.5, 0.5, 0.5).blob(x, y, rx, ry, (200, 10, 10), power)
-    side = canvas.owners.width
-    rows, columns = np.mgrid[:side, :side]
-    local_x, local_y = 2 * columns / side - 1, 1 - 2 * rows / side
-    level = np.abs((local_x - x) / rx) ** power + np.abs((local_y - y) / ry) ** power
-    painted = np.asarray(canvas.owners) == owner
-    assert painted[level < 0.6].all()
-    assert not painted[level > 1.7].any()
-    assert canvas.area(owner) == painted.sum()
-    assert np.array_equal(painted, np.asarray(canvas.colours)[..., 0] == 200)
 
 
 def test_a_mirrored_brush_draws_the_mirror_image() -> None:
