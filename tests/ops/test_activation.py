@@ -184,7 +184,7 @@ GOOD: dict[str, Any] = {
         ({"labels": np.array(2, np.int16)}, "does not fit an image"),
         ({"labels": np.array([5, 2], np.int16)}, "[5, 2] are not ascending"),
         ({"labels": np.array([2, 2], np.int16)}, "[2, 2] are not ascending"),
-        ({"labels": np.array([0, 2], np.int16)}, "[0, 2] are not ascending"),
+        ({"labels": np.array([-1, 2], np.int16)}, "[-1, 2] are not ascending"),
         ({"labels": np.array([2, 255], np.int16)}, "[2, 255] are not ascending"),
         ({"maps": np.full((2, 3, 2), 1.5, np.float16)}, "outside 0 … 1"),
         ({"maps": np.full((2, 3, 2), np.nan, np.float16)}, "outside 0 … 1"),

@@ -61,7 +61,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'masks.kind: there is no stage of kind "mask". Known: evaluate, localise, maps, masks, segment.',
+            'there is no stage of kind "mask". Known: evaluate, localise, maps, masks, refine, segment, walk.',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),

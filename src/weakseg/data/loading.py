@@ -127,6 +127,24 @@ class MaskedImages(TorchDataset[dict[str, Tensor]]):
         return {"image": torch.as_tensor(augmented), "labels": torch.as_tensor(augmented_labels)}
 
 
+class PreparedImages(TorchDataset[dict[str, Tensor]]):
+    """What `prepare` makes of an image, with randomness of its own for each draw."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        prepare: Callable[[Sample, np.random.Generator], dict[str, Tensor]],
+        seed: int,
+    ) -> None:
+        self.samples, self.prepare, self.seed = samples, prepare, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        return self.prepare(self.samples[draw.image], generator(self.seed, draw))
+
+
 def generator(seed: int, draw: Draw) -> np.random.Generator:
     """The randomness of one augmentation; its own stream, apart from the order's."""
     return np.random.default_rng([seed, draw.epoch, draw.place, 1])

@@ -1,6 +1,6 @@
 """What a method offers to the rest of the library, and how its file is found by name.
 
-A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>` or
+A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>`, `REFINER = <class>` or
 `SEGMENTER = <class>`. Nothing else has to be registered anywhere.
 
 Their constructors take `load_weights=False` where the weights come from a file afterwards, so that none are
@@ -12,17 +12,31 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from weakseg.errors import WeaksegError
+from weakseg.ops.activation import ActivationMaps
 from weakseg.settings import Settings
 
-__all__ = ["Batch", "Kind", "Localiser", "Segmenter", "Settings", "Trainable", "find_method", "methods"]
+if TYPE_CHECKING:
+    from weakseg.data.transforms import Augmentation
 
-Kind = Literal["LOCALISER", "SEGMENTER"]
+__all__ = [
+    "Batch", "Evidence", "Image", "Kind", "Localiser", "Refiner", "Segmenter", "Settings", "Trainable", "find_method",
+    "methods",
+]  # fmt: skip
+
+Kind = Literal["LOCALISER", "REFINER", "SEGMENTER"]
 Batch = Mapping[str, Tensor]
+Image = npt.NDArray[np.uint8]
+"""RGB, (H, W, 3)."""
+Evidence = Mapping[str, npt.NDArray[Any]]
+"""What a refiner learns from one image, as named arrays."""
 
 
 class Trainable(Protocol):
@@ -50,6 +64,37 @@ class Localiser(Trainable, Protocol):
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to non-negative maps (N, C, h, w), not yet normalised."""
+        ...
+
+
+class Refiner(Trainable, Protocol):
+    """Learns from images and their activation maps how to spread such maps over the things they lie on.
+
+    It is trained from batches of what `training_sample` gives. What precedes the training needs the settings alone and
+    happens in other processes, hence the static methods.
+    """
+
+    Options: ClassVar[type[Settings]]
+    """What `refine` may be told without training anew."""
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
+
+    @staticmethod
+    def evidence(settings: Any, image: Image, maps: ActivationMaps) -> dict[str, npt.NDArray[Any]]:
+        """What is learned from one image; computed once and kept in a file."""
+        ...
+
+    @staticmethod
+    def training_sample(
+        settings: Any, image: Image, evidence: Evidence, augmentation: Augmentation, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """One random view: `image` (3, crop, crop) float32, normalised, and what `losses` compares it with."""
+        ...
+
+    def refine(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> ActivationMaps:
+        """The maps of one image, spread. The network is on `device`, in evaluation mode. Maps that get a background
+        score of their own begin with label 0; all maps that a refiner returns do, or none."""
         ...
 
 

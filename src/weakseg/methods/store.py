@@ -20,7 +20,7 @@ from weakseg.settings import Settings, validate
 FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-KINDS: Mapping[str, Kind] = {"localiser": "LOCALISER", "segmenter": "SEGMENTER"}
+KINDS: Mapping[str, Kind] = {"localiser": "LOCALISER", "refiner": "REFINER", "segmenter": "SEGMENTER"}
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,20 @@ class ActivationMaps:
 
     `labels` int16 (K,), ascending in 1 … C; `maps` float (K, ceil(H / stride), ceil(W / stride)) in [0, 1]; `size`
     (H, W) of the image in pixels. A saved file has arrays of the same names; its maps are float16.
+
+    Refined maps may begin with a map of label 0, which is the background's score at every place. Others are compared
+    with a threshold.
     """
 
     labels: npt.NDArray[np.int16]
     maps: npt.NDArray[Any]
     size: tuple[int, int]
     stride: int = 4
+
+    @property
+    def has_background(self) -> bool:
+        """Whether the first map is the background's score."""
+        return len(self.labels) > 0 and int(self.labels[0]) == 0
 
     def save(self, path: Path) -> None:
         """Write an `.npz` file atomically; maps are rounded to float16. Raises ValueError for what `load` would
@@ -157,8 +165,8 @@ def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
             f"labels have the shape {labels.shape} and maps {maps.shape}, which does not fit an image of "
             f"{size.tolist()} at stride {stride}"
         )
-    if np.any(np.diff(labels) <= 0) or np.any(labels < 1) or np.any(labels > MAX_CLASSES):
-        return f"labels {labels.tolist()} are not ascending numbers of classes from 1"
+    if np.any(np.diff(labels) <= 0) or np.any(labels < 0) or np.any(labels > MAX_CLASSES):
+        return f"labels {labels.tolist()} are not ascending numbers of classes"
     if not np.all((maps >= 0) & (maps <= 1)):  # NaN fails too
         return "maps have values outside 0 … 1"
     return None

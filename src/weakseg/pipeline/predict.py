@@ -27,15 +27,25 @@ NO_EFFECT = {"SEGMENTER": "threshold", "LOCALISER": "mirror"}
 def find_model(path: Path) -> Model:
     """The model in a model folder, or the last model that a run made, a segmenter if there is one."""
     if (path / CONFIG_NAME).is_file():
-        return load_model(path)
+        return _checked(load_model(path), path)
     if (path / RECIPE_NAME).is_file():
         stages = load_recipe(str(path / RECIPE_NAME)).stages
         made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
-        models = sorted((load_model(folder) for folder in made), key=lambda model: model.kind == "SEGMENTER")
+        loaded = (model for model in map(load_model, made) if model.kind != "REFINER")
+        models = sorted(loaded, key=lambda model: model.kind == "SEGMENTER")
         if models:
             return models[-1]
         raise WeaksegError(f"The run in {path} has not finished any model yet. Let it go on: `weakseg run`.")
     raise WeaksegError(f"{path} is neither a model folder (with {CONFIG_NAME}) nor a run (with {RECIPE_NAME}).")
+
+
+def _checked(model: Model, path: Path) -> Model:
+    if model.kind == "REFINER":
+        raise WeaksegError(
+            f"{path} holds the refiner {model.method}, which only improves the maps of a localiser. Give the run's "
+            "folder, or the model folder of its segmenter or localiser."
+        )
+    return model
 
 
 def image_files(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

@@ -266,7 +266,10 @@ def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
     used, curves = [], {}
     for name in run.of_kind("masks"):
         choice = read_json(run.root / name / "threshold.json")
-        used.append(f"{name} used the background score {choice['threshold']:.2f} ({choice['origin']})")
+        score = (
+            "no background score" if choice["threshold"] is None else f"the background score {choice['threshold']:.2f}"
+        )
+        used.append(f"{name} used {score} ({choice['origin']})")
         if (run.root / name / "curve.json").is_file():
             curves[titles.get(name, name)] = read_json(run.root / name / "curve.json")
     if curves:
@@ -364,7 +367,7 @@ class LabelMaps:
 def _pictures(run: RunFolder) -> Iterator[Markup]:
     weak = "score" if run.data["images"]["score"] else "train"
     columns = {part: _label_maps(run, part) for part in (weak, "val")}
-    maps = list(run.of_kind("maps"))
+    maps = [*run.of_kind("maps"), *run.of_kind("walk")]
     if not maps and not any(columns.values()):
         yield note("No stage has made anything to look at yet.")
         return
@@ -464,7 +467,9 @@ def _figures(
     tags = ", ".join(classes.name(label) for label in sorted(sample.labels.present()))
     yield _figure(pictures.photo(image), f"image{', tagged ' if tags else ''}{tags}", f"Image {sample.name}")
     for stage in maps:
-        yield from _heat_maps(image, ActivationMaps.load(map_path(run.root / stage, sample)), classes, sample.name)
+        maps_of_image = ActivationMaps.load(map_path(run.root / stage, sample))
+        what = "walked map" if stage in run.of_kind("walk") else "activation map"
+        yield from _heat_maps(image, maps_of_image, classes, sample.name, what)
     for column in columns:
         labels = read_label_map(column.path(sample))
         iou = column.iou.get(sample.name)
@@ -474,15 +479,20 @@ def _figures(
         yield _label_figure(image, sample.mask.read(), classes, "ground truth", f"Ground truth of {sample.name}")
 
 
-def _heat_maps(image: npt.NDArray[Any], maps: ActivationMaps, classes: Classes, name: str) -> Iterator[Markup]:
-    more = len(maps.labels) - MAX_HEAT_MAPS
-    for place, (label, activation) in enumerate(zip(maps.labels.tolist(), maps.upsampled(), strict=True), start=1):
+def _heat_maps(
+    image: npt.NDArray[Any], maps: ActivationMaps, classes: Classes, name: str, what: str
+) -> Iterator[Markup]:
+    pairs = list(zip(maps.labels.tolist(), maps.upsampled(), strict=True))[maps.has_background :]
+    more = len(pairs) - MAX_HEAT_MAPS
+    for place, (label, activation) in enumerate(pairs, start=1):
         if place > MAX_HEAT_MAPS:
             return
-        caption = f"activation map: {classes.name(label)}"
+        caption = f"{what}: {classes.name(label)}"
         if place == MAX_HEAT_MAPS and more > 0:
             caption += f" (and {more} more)"
-        yield _figure(pictures.heat_map(image, activation), caption, f"Activation map of {classes.name(label)}, {name}")
+        yield _figure(
+            pictures.heat_map(image, activation), caption, f"{what.capitalize()} of {classes.name(label)}, {name}"
+        )
 
 
 def _label_figure(

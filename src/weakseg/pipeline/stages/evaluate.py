@@ -11,6 +11,7 @@ from pydantic import Field
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.store import load_model
 from weakseg.pipeline.inference import Inference, predict
@@ -40,7 +41,13 @@ class Evaluate(Stage):
         rows: list[dict[str, Any]] = []
         if context.score:
             for title, stage in self.curves.items():
-                curve = read_json(context.folder(stage) / "curve.json")
+                path = context.folder(stage) / "curve.json"
+                if not path.exists():
+                    raise WeaksegError(
+                        f'"{stage}" has no threshold curve, since its maps have a background of their own. '
+                        f'Name "{title}" under masks instead of curves.'
+                    )
+                curve = read_json(path)
                 rows.append(_row(title, "score", curve["best"], threshold=curve["best_threshold"]))
             for title, stage in self.masks.items():
                 source = context.folder(stage)

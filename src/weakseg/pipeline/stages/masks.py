@@ -1,5 +1,6 @@
 """Pseudo-masks from activation maps: a background threshold, then dense CRF. Artifact: one palette PNG per image,
-`curve.json` (the threshold curve, where there are masks to measure against) and `threshold.json`."""
+`curve.json` (the threshold curve, where there are masks to measure against) and `threshold.json`. Refined maps that
+have a background of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ DEFAULT_THRESHOLD = 0.3
 
 
 class Masks(Stage):
-    """`threshold` is the score of the background on maps that reach from 0 to 1."""
+    """`threshold` is the score of the background on maps that reach from 0 to 1 and have no background themselves."""
 
     kind: Literal["masks"] = "masks"
     maps: StageName
@@ -47,8 +48,9 @@ class Masks(Stage):
 
         def write(sample: Sample) -> None:
             maps = ActivationMaps.load(map_path(source, sample))
-            scores = against_background(maps.upsampled(), threshold)
-            labels = np.array([0, *maps.labels], np.uint8)
+            scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
+            if threshold is not None:
+                scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
             mask = decide(read_image(sample.image), scores, labels, self.crf).labels
             write_label_map(mask_path(folder, sample), mask)
 
@@ -56,8 +58,10 @@ class Masks(Stage):
             for _ in parallel.threaded(write, waiting):
                 progress.advance()
 
-    def _threshold(self, context: Context, source: Path, folder: Path) -> float:
-        """The threshold to use; with masks to measure against, the whole curve is measured and kept."""
+    def _threshold(self, context: Context, source: Path, folder: Path) -> float | None:
+        """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
+        if ActivationMaps.load(map_path(source, context.train[0])).has_background:
+            return self._decided(context, folder, None, "the maps have a background of their own")
         if context.score and not (folder / "curve.json").exists():
 
             def read(sample: Sample) -> ActivationMaps:
@@ -68,11 +72,13 @@ class Masks(Stage):
                 write_json(folder / "curve.json", curve.to_dict())
             parallel.barrier()
         if self.threshold != "auto":
-            threshold, origin = self.threshold, "given"
-        elif context.score:
-            threshold, origin = read_json(folder / "curve.json")["best_threshold"], "best on the score split"
-        else:
-            threshold, origin = DEFAULT_THRESHOLD, "default, since no masks are there to choose it"
+            return self._decided(context, folder, self.threshold, "given")
+        if context.score:
+            best = read_json(folder / "curve.json")["best_threshold"]
+            return self._decided(context, folder, best, "best on the score split")
+        return self._decided(context, folder, DEFAULT_THRESHOLD, "default, since no masks are there to choose it")
+
+    def _decided(self, context: Context, folder: Path, threshold: float | None, origin: str) -> float | None:
         context.log("threshold", threshold=threshold, origin=origin)
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})

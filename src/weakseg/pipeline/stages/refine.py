@@ -1,0 +1,73 @@
+"""Train a refiner of activation maps from images and their maps. Artifact: a model folder, and `evidence/`, one `.npz`
+for each training image: what was learned from it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image
+from weakseg.data.loading import PreparedImages
+from weakseg.data.transforms import Augmentation
+from weakseg.files import read_npz, write_npz
+from weakseg.methods.base import Kind, find_method
+from weakseg.methods.store import save_model
+from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, StageName
+from weakseg.pipeline.stages.maps import map_path
+from weakseg.progress import Progress
+
+
+class Refine(Learning):
+    """`maps` are those of the training images: nothing but them and the images is learned from."""
+
+    kind: Literal["refine"] = "refine"
+    method_kind: ClassVar[Kind] = "REFINER"
+    maps: StageName
+
+    def run(self, context: Context, folder: Path) -> None:
+        method = find_method(self.method_kind, self.method)
+        settings = method.Settings.model_validate(self.model)
+        self._write_evidence(context, folder, partial(method.evidence, settings))
+        view = partial(method.training_sample, settings)
+        prepare = partial(training_sample, folder, view, self.augment)
+        model = self.learn(context, folder, PreparedImages(context.train, prepare, context.seed))
+        if parallel.rank() == 0:
+            save_model(folder / MODEL_FOLDER, model)
+
+    def _write_evidence(self, context: Context, folder: Path, evidence: Any) -> None:
+        source = context.folder(self.maps)
+        mine = parallel.share(context.train)
+        waiting = [sample for sample in mine if not evidence_path(folder, sample).exists()]
+
+        def write(sample: Sample) -> None:
+            maps = ActivationMaps.load(map_path(source, sample))
+            write_npz(evidence_path(folder, sample), evidence(read_image(sample.image), maps))
+
+        with Progress("evidence", len(mine), done=len(mine) - len(waiting)) as progress:
+            for _ in parallel.threaded(write, waiting):
+                progress.advance()
+        parallel.barrier()
+
+
+# Not inside of `run`: worker processes that are not forked can only be told what a module holds.
+def training_sample(
+    folder: Path, view: Any, augmentation: Augmentation, sample: Sample, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """A random view of an image and of what is learned from it."""
+    made: dict[str, Tensor] = view(read_image(sample.image), read_npz(evidence_path(folder, sample)), augmentation, rng)
+    return made
+
+
+def evidence_path(folder: Path, sample: Sample) -> Path:
+    """Where what is learned from an image lies in the folder of its stage."""
+    return folder / "evidence" / f"{sample.name}.npz"
+
+
+STAGE = Refine

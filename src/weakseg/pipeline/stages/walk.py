@@ -1,0 +1,55 @@
+"""Activation maps spread by a trained refiner. Artifact: one `.npz` per image, like that of the stage `maps`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from weakseg import parallel
+from weakseg.data.images import read_image
+from weakseg.errors import WeaksegError
+from weakseg.methods.base import find_method
+from weakseg.methods.store import load_model
+from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.pipeline.stages.maps import map_path
+from weakseg.progress import Progress
+from weakseg.settings import validate
+
+
+class Walk(Stage):
+    """`method` is that of the stage `refiner`; `options` are what it can be told without training anew."""
+
+    kind: Literal["walk"] = "walk"
+    method: str
+    refiner: StageName
+    maps: StageName
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def checked(self, where: str) -> Self:
+        options = validate(find_method("REFINER", self.method).Options, self.options, f"{where}.options")
+        return self.model_copy(update={"options": options.model_dump(mode="json")})
+
+    def run(self, context: Context, folder: Path) -> None:
+        model = load_model(context.folder(self.refiner) / MODEL_FOLDER)
+        if model.method != self.method:
+            raise WeaksegError(
+                f'The walk is one of {self.method}, but the stage "{self.refiner}" has trained {model.method}. '
+                "Give both the same method."
+            )
+        network = model.network.to(context.fabric.device)
+        options = network.Options.model_validate(self.options)
+        source = context.folder(self.maps)
+        samples = parallel.share(context.weakly_labelled())
+        waiting = [sample for sample in samples if not map_path(folder, sample).exists()]
+        with Progress("walk", len(samples), done=len(samples) - len(waiting)) as progress:
+            for sample in waiting:
+                maps = ActivationMaps.load(map_path(source, sample))
+                refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
+                refined.save(map_path(folder, sample))
+                progress.advance()
+
+
+STAGE = Walk
