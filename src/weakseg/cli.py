@@ -86,6 +86,10 @@ def run(
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.")
     ] = [],  # noqa: B006 (typer copies it)
+    reuse: Annotated[
+        list[Path],
+        typer.Option("--reuse", metavar="RUN", help="Another run, whose equal stages are taken over; several times."),
+    ] = [],  # noqa: B006
     format: Format = None,
 ) -> None:
     """Carry out a recipe: labels in, masks, a model and a report out.
@@ -97,6 +101,7 @@ def run(
     Examples:
       weakseg run cam --data photos --out runs/photos
       weakseg run cam --data VOC2012 --out runs/voc --set data.train=train_aug --set cam.train.epochs=2
+      weakseg run cam --data photos --out runs/nocrf --set masks.crf=null --reuse runs/photos
       torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
     """
     from weakseg.data.opening import open_dataset
@@ -104,7 +109,7 @@ def run(
     from weakseg.pipeline.recipe import load_recipe
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(load_recipe(recipe, set_), open_dataset(data, format), out)
+    run_recipe(load_recipe(recipe, set_), open_dataset(data, format), out, reuse=reuse)
     if rank() == 0:
         report(out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,16 @@ from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import LOCK_NAME, run
+from weakseg.report.html import write_report
 
 STAGES = ["cam", "maps", "masks", "segment", "scores"]
 Done = dict[str, str]
 
 
-def carried_out(data: Path, root: Path, *overrides: str) -> Done:
+def carried_out(data: Path, root: Path, *overrides: str, reuse: Sequence[Path] = ()) -> Done:
     """Run the toy recipe; what was said of each stage."""
     said: list[str] = []
-    run(load_recipe("toy", [*TINY, *overrides]), open_dataset(data), root, said.append)
+    run(load_recipe("toy", [*TINY, *overrides]), open_dataset(data), root, said.append, reuse=reuse)
     return dict(line.split(": ", 1) for line in said)
 
 
@@ -97,6 +98,60 @@ def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
 def test_a_change_runs_just_what_depends_on_it(copied: tuple[Path, Path], override: str, still_good: list[str]) -> None:
     data, root = copied
     assert skipped(carried_out(data, root, override)) == still_good
+
+
+def artifacts(root: Path) -> dict[str, bytes]:
+    """The files of all stages, but for those that hold times."""
+    passing = {"manifest.json", "train.jsonl"}
+    files = (path for path in root.glob("*/**/*") if path.is_file() and path.name not in passing)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def test_equal_stages_of_another_run_are_taken_over(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, other = finished
+    before = artifacts(other)
+    done = carried_out(data, tmp_path / "reusing", "masks.crf=null", reuse=[other])
+    assert done["cam"] == f"taken from {other / 'cam'}"
+    assert [stage for stage, words in done.items() if words == "running"] == ["masks", "segment", "scores"]
+    carried_out(data, tmp_path / "alone", "masks.crf=null")
+    assert artifacts(tmp_path / "reusing") == artifacts(tmp_path / "alone")
+    assert artifacts(other) == before
+    manifest = json.loads((tmp_path / "reusing" / "cam" / "manifest.json").read_text())
+    assert manifest["reused_from"] == str(other / "cam")
+    assert manifest["seconds"] == json.loads((other / "cam" / "manifest.json").read_text())["seconds"]
+    assert skipped(carried_out(data, tmp_path / "reusing", "masks.crf=null")) == STAGES
+
+
+def test_what_was_taken_over_outlives_the_other_run(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    data, other = copied
+    done = carried_out(data, tmp_path / "reusing", reuse=[other])
+    assert all(words.startswith("taken from") for words in done.values())
+    expected = artifacts(tmp_path / "reusing")
+    carried_out(data, other, "cam.train.epochs=1")
+    assert artifacts(tmp_path / "reusing") == expected
+    assert skipped(carried_out(data, tmp_path / "reusing")) == STAGES
+
+
+def test_nothing_is_taken_from_a_run_with_another_seed_nor_from_itself(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    done = carried_out(data, root.parent / "other", "seed=1", reuse=[root])
+    assert set(done.values()) == {"running"}
+    done = carried_out(data, root, "segment.train.epochs=1", reuse=[root])
+    assert [done["segment"], done["scores"]] == ["running", "running"]
+
+
+def test_reports_tell_what_was_taken_over(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, other = finished
+    carried_out(data, tmp_path / "run", reuse=[other])
+    html = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "Taken from other runs, timed there: cam, maps, masks, segment, scores." in html
+    assert "The run is not finished" not in html
+
+
+def test_only_runs_can_be_reused(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, _ = finished
+    with pytest.raises(WeaksegError, match=r"nothing is not the folder of a run: it has no recipe\.yaml"):
+        carried_out(data, tmp_path / "run", reuse=[tmp_path / "nothing"])
 
 
 def test_changed_labels_run_everything_again(copied: tuple[Path, Path], tmp_path: Path) -> None:

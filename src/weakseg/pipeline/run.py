@@ -1,7 +1,8 @@
 """Runs: a folder in which each stage of a recipe owns one sub-folder with its artifact and a manifest.
 
 A stage is skipped if its manifest's key equals the key of what would be done now. The key is a hash of the stage's
-settings, the keys of the stages it reads, the data and the seed; so a change re-runs just what depends on it.
+settings, the keys of the stages it reads, the data and the seed; so a change re-runs just what depends on it. A stage
+with the same key in another run has the same artifact, which can be taken over from there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from weakseg import __version__, parallel
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
 from weakseg.errors import WeaksegError
-from weakseg.files import TEMPORARY_SUFFIX, drop_partial_line, read_json, write_json, write_text
+from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.recipe import DataSettings, Recipe
 from weakseg.pipeline.stage import LOG_NAME, Context, Stage, require_labels, write_log
 from weakseg.training import CHECKPOINT_NAME, start
@@ -37,14 +38,23 @@ DATA_NAME = "data.json"
 LOCK_NAME = "run.lock"
 
 
-def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], None] = print) -> None:
+def run(
+    recipe: Recipe,
+    dataset: Dataset,
+    root: Path,
+    announce: Callable[[str], None] = print,
+    *,
+    reuse: Sequence[Path] = (),
+) -> None:
     """Carry out a recipe in the folder `root`; finished stages are skipped.
 
-    Under `torchrun`, every process calls this with the same arguments. `announce` gets one line for each stage.
+    `reuse` are folders of other runs: a stage that one of them has finished with the same key is taken over from there
+    instead of being done again. Under `torchrun`, every process calls this with the same arguments. `announce` gets
+    one line for each stage.
     """
     fabric = start(recipe.runtime)
-    with _locked(root):
-        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *_parts(dataset, recipe))
+    with locked(root):
+        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         if parallel.rank() == 0:
@@ -58,14 +68,19 @@ def run(recipe: Recipe, dataset: Dataset, root: Path, announce: Callable[[str], 
         for name, stage in recipe.stages.items():
             keys[name] = _key(stage, {source: keys[source] for source in stage.inputs()}, data, recipe.seed)
         done = [name for name, key in keys.items() if _is_done(context.folder(name), key)]
+        elsewhere = _finished_elsewhere(reuse, root)
+        taken = {name: elsewhere[key] for name, key in keys.items() if name not in done and key in elsewhere}
         for name, stage in recipe.stages.items():
-            if name not in done:
+            if name not in done and name not in taken:
                 stage.prepare(context)
         parallel.barrier()  # everyone has read the manifests that are cleared away next
         for name, stage in recipe.stages.items():
             if name in done:
                 if parallel.rank() == 0:
                     announce(f"{name}: finished before, skipped")
+            elif name in taken and _take_over(name, stage, keys[name], taken[name], context):
+                if parallel.rank() == 0:
+                    announce(f"{name}: taken from {taken[name]}")
             else:
                 _run_stage(name, stage, keys[name], context, announce)
         write_log(root, "done")
@@ -114,18 +129,86 @@ def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Ca
     write_log(context.root, "stage done", stage=name, seconds=round(time.time() - begun, 2))
 
 
+def _finished_elsewhere(runs: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Key → folder of every stage that other runs have finished; the same for all processes."""
+    found: dict[str, Path] = {}
+    if parallel.rank() == 0:
+        for other in runs:
+            if not (other / RECIPE_NAME).is_file():
+                raise WeaksegError(f"{other} is not the folder of a run: it has no {RECIPE_NAME}.")
+            if other.resolve() != root.resolve():
+                for path in sorted(other.glob(f"*/{MANIFEST_NAME}")):
+                    found.setdefault(read_json(path)["key"], path.parent)
+    return parallel.gather(found)[0]
+
+
+def _take_over(name: str, stage: Stage, key: str, source: Path, context: Context) -> bool:
+    """Make the finished stage in `source` one of this run; False if it was cleared away meanwhile."""
+    whole = False
+    if parallel.rank() == 0:
+        folder = context.folder(name)
+        _clear(folder)
+        # Another run may clear its folder at any time: only what is still finished afterwards was whole.
+        manifest = finished(source)
+        whole = _link_files(source, folder) and _is_done(source, key)
+        if whole and manifest is not None:
+            own = {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs()}
+            write_json(folder / MANIFEST_NAME, {**manifest, **own, "reused_from": str(source.resolve())})
+            (folder / PENDING_NAME).unlink()
+            write_log(context.root, "stage done", stage=name, seconds=manifest["seconds"], reused_from=str(source))
+    return parallel.gather(whole)[0]
+
+
+def _link_files(source: Path, folder: Path) -> bool:
+    """Hard links to the files of an artifact, copies where the file system has none; False if one vanished.
+
+    Files of a run are replaced, never changed, so that a link is as good as a copy.
+    """
+    passing = {MANIFEST_NAME, PENDING_NAME, CHECKPOINT_NAME}
+    try:
+        for path in source.rglob("*"):
+            if path.is_file() and path.name not in passing and not path.name.endswith(TEMPORARY_SUFFIX):
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def _prepare(folder: Path, key: str) -> bool:
     """Keep what an interrupted run of the very same stage left (True); clear away anything else (False)."""
     pending = folder / PENDING_NAME
     if pending.is_file() and read_json(pending)["key"] == key:
         _clear_temporaries(folder.rglob)
         return True
-    if folder.exists():
-        if not (pending.is_file() or (folder / MANIFEST_NAME).is_file()) and any(folder.iterdir()):
-            raise WeaksegError(f"{folder} holds files that no run has written; choose another --out folder.")
-        shutil.rmtree(folder)
+    _clear(folder)
     write_json(pending, {"key": key})
     return False
+
+
+def _clear(folder: Path) -> None:
+    """Take away what was made with another key. What is left if this is killed is known to be worth nothing."""
+    pending, manifest = folder / PENDING_NAME, folder / MANIFEST_NAME
+    if folder.exists() and not (pending.is_file() or manifest.is_file()) and any(folder.iterdir()):
+        raise WeaksegError(f"{folder} holds files that no run has written; choose another --out folder.")
+    write_json(pending, {"key": None})
+    manifest.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != pending:
+            path.unlink()
 
 
 def _clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
@@ -135,23 +218,23 @@ def _clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the run's lock; a second run on the same folder is refused. The lock dies with its process."""
+def locked(root: Path, name: str = LOCK_NAME, what: str = "run") -> Iterator[None]:
+    """Hold the lock of a folder; a second run on the same folder is refused. The lock dies with its process."""
     if parallel.rank() != 0:
         yield
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / LOCK_NAME).open("a+", encoding="utf-8")
+        file = (root / name).open("a+", encoding="utf-8")
     except OSError as error:
-        raise WeaksegError(f"{root} cannot be used as a run folder: {error.strerror}.") from None
+        raise WeaksegError(f"{root} cannot be used as a {what} folder: {error.strerror}.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise WeaksegError(
-                f"Another run is at work in {root} ({file.read().strip()}). Wait for it or stop it."
+                f"Another {what} is at work in {root} ({file.read().strip()}). Wait for it or stop it."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
@@ -168,7 +251,7 @@ def _split_names(settings: DataSettings) -> dict[str, str | None]:
     }
 
 
-def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+def parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
     """The samples of train, score and val."""
     settings = recipe.data
     train: Sequence[Sample] = dataset.split(settings.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -42,6 +42,12 @@ class Stage(Settings):
         fields = type(self).model_fields.items()
         names = [getattr(self, name) for name, field in fields if EARLIER_STAGE in field.metadata]
         return [name for name in names if name is not None]
+
+    def reading(self, names: Mapping[str, str]) -> Self:
+        """This stage with other stages to read: old name → new name."""
+        fields = type(self).model_fields.items()
+        sources = {name: getattr(self, name) for name, field in fields if EARLIER_STAGE in field.metadata}
+        return self.model_copy(update={name: names.get(source, source) for name, source in sources.items()})
 
     def checked(self, where: str) -> Self:
         """This stage with whatever its own types cannot check checked, and defaults filled in.

@@ -128,7 +128,6 @@ def plot(drawn: Plot, caption: str) -> Markup:
 
 
 def _page(run: RunFolder) -> Markup:
-    title = f"{run.recipe['name']}: report"
     sections = {
         "Scores": _scores,
         "Pictures": _pictures,
@@ -137,6 +136,12 @@ def _page(run: RunFolder) -> Markup:
         "Data": _data,
         "Run": _run,
     }
+    parts = {name: content(run) for name, content in sections.items()}
+    return page(f"{run.recipe['name']}: report", _introduction(run), parts)
+
+
+def page(title: str, introduction: Iterable[Markup], sections: Mapping[str, Iterable[Markup]]) -> Markup:
+    """A whole page: what stands at its head, then its parts, with links to them."""
     links = (element("a", name, href=f"#{name.lower()}") for name in sections)
     head = element(
         "head",
@@ -148,8 +153,8 @@ def _page(run: RunFolder) -> Markup:
     )
     body = element(
         "body",
-        element("header", *_introduction(run), element("nav", *links, aria_label="Parts of the report")),
-        element("main", *(section(name, *content(run)) for name, content in sections.items())),
+        element("header", *introduction, element("nav", *links, aria_label="Parts of the report")),
+        element("main", *(section(name, *content) for name, content in sections.items())),
         element("footer", element("p", f"Written by weakseg {__version__}.")),
     )
     return Markup(f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n")
@@ -165,7 +170,7 @@ def _introduction(run: RunFolder) -> Iterator[Markup]:
     yield element("p", _summary(run), class_="summary")
     if run.unfinished:
         yield note(run.status())
-    yield element("dl", *(_fact(name, value) for name, value in _key_numbers(run)), class_="tiles")
+    yield element("dl", *(fact(name, value) for name, value in _key_numbers(run)), class_="tiles")
 
 
 def _summary(run: RunFolder) -> str:
@@ -186,7 +191,7 @@ def _key_numbers(run: RunFolder) -> Iterator[tuple[str, str]]:
         yield f"mIoU of {row['title']}, {split}", f"{percent(row['mean_iou'])} %"
     yield "training images", str(run.data["images"]["train"])
     yield "classes", str(len(run.data["classes"]))
-    yield "computing time", _duration(_total_seconds(run))
+    yield "computing time", duration(_total_seconds(run))
 
 
 def _last_rows(run: RunFolder) -> dict[str, Mapping[str, Any]]:
@@ -194,7 +199,8 @@ def _last_rows(run: RunFolder) -> dict[str, Mapping[str, Any]]:
     return {row["split"]: row for row in run.scores()}
 
 
-def _fact(name: str, value: str) -> Markup:
+def fact(name: str, value: str) -> Markup:
+    """A name and its value, for a list of facts."""
     return element("div", element("dt", name), element("dd", value))
 
 
@@ -286,9 +292,9 @@ def _data(run: RunFolder) -> Iterator[Markup]:
     parts = [part for part, count in data["images"].items() if count]
     yield element(
         "dl",
-        _fact("folder", data["root"]),
-        _fact("layout", data["format"]),
-        *(_fact(PART_TITLES[part].lower(), f"{data['images'][part]} of “{splits[part]}”") for part in parts),
+        fact("folder", data["root"]),
+        fact("layout", data["format"]),
+        *(fact(PART_TITLES[part].lower(), f"{data['images'][part]} of “{splits[part]}”") for part in parts),
         class_="facts",
     )
     counts = data["images_with_class"]
@@ -307,12 +313,14 @@ def _run(run: RunFolder) -> Iterator[Markup]:
     total = _total_seconds(run)
     rows = [_timing(run, name, total) for name in run.stages]
     header = ["stage", "kind", "device", "processes", "time"]
-    yield table(header, [*rows, ["total", "", "", "", _duration(total)]], "Time of every stage", texts=3)
+    yield table(header, [*rows, ["total", "", "", "", duration(total)]], "Time of every stage", texts=3)
     if resumed := [name for name, manifest in run.manifests.items() if manifest["resumed"]]:
         yield element("p", f"Interrupted, timed from where it went on: {', '.join(resumed)}.", class_="explanation")
+    if reused := [name for name, manifest in run.manifests.items() if "reused_from" in manifest]:
+        yield element("p", f"Taken from other runs, timed there: {', '.join(reused)}.", class_="explanation")
     begun, ended = (_times(run, event) for event in ("run", "done"))
     facts = {"seed": [str(run.recipe["seed"])], "begun": begun[:1], "ended": ended[-1:], **_versions(run)}
-    yield element("dl", *(_fact(name, ", ".join(values)) for name, values in facts.items() if values), class_="facts")
+    yield element("dl", *(fact(name, ", ".join(values)) for name, values in facts.items() if values), class_="facts")
     recipe = (run.root / RECIPE_NAME).read_text(encoding="utf-8")
     yield element("details", element("summary", "All settings of the recipe"), element("pre", element("code", recipe)))
 
@@ -323,7 +331,7 @@ def _timing(run: RunFolder, name: str, total: float) -> list[str]:
         return [name, kind, "", "", "to be done again" if name in run.outdated else "not finished"]
     manifest = run.manifests[name]
     seconds = manifest["seconds"]
-    bar = Share(_duration(seconds), seconds / total if total else 0)
+    bar = Share(duration(seconds), seconds / total if total else 0)
     return [name, kind, manifest["device"], str(manifest["processes"]), bar]
 
 
@@ -345,7 +353,8 @@ def _times(run: RunFolder, event: str) -> list[str]:
     return [record["time"][:16].replace("T", " ") for record in run.log if record["event"] == event]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -36,6 +36,14 @@ class Evaluate(Stage):
 
     def inputs(self) -> list[str]:
         return sorted({*self.curves.values(), *self.masks.values(), *self.segmenters.values()})
+
+    def reading(self, names: Mapping[str, str]) -> Self:
+        return self.model_copy(
+            update={
+                role: {title: names.get(source, source) for title, source in rows.items()}
+                for role, rows in (("curves", self.curves), ("masks", self.masks), ("segmenters", self.segmenters))
+            }
+        )
 
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []
