@@ -117,6 +117,26 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert list(mine.stages) == list(base.stages)
 
 
+def test_a_new_stage_comes_before_the_one_named_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: cam\nname: mine\nabout: mine\nstages:\n"
+        "  first: {kind: masks, maps: maps}\n  second: {kind: masks, maps: maps}\n  segment: {masks: second}\n"
+        "  last: {kind: evaluate}",
+        encoding="utf-8",
+    )
+    assert list(load_recipe(str(path)).stages) == [
+        "cam",
+        "maps",
+        "masks",
+        "first",
+        "second",
+        "segment",
+        "scores",
+        "last",
+    ]
+
+
 def test_stages_know_what_they_read() -> None:
     stages = load_recipe("cam").stages
     read = {name: stage.inputs() for name, stage in stages.items()}
@@ -131,11 +151,11 @@ def test_stages_know_what_they_read() -> None:
 
 
 def small_and_short(name: str) -> list[str]:
-    """Changes that let any recipe run on the tiny data: the small network, two updates."""
+    """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells."""
     learning = [stage for stage, settings in load_recipe(name).stages.items() if isinstance(settings, Learning)]
     changes = (
         "model.backbone={name: small, output_stride: 8, weights: null}",
-        "augment={scale_range: [0.75, 1.25], crop: 32}",
+        "augment={scale_range: [0.75, 1.25], crop: 40}",
         "train={steps: 2, batch_size: 4}",
     )
     return ["runtime.device=cpu", *(f"{stage}.{change}" for stage in learning for change in changes)]

@@ -48,6 +48,14 @@ class Crop(NamedTuple):
     width: int
 
 
+class View(NamedTuple):
+    """What is shown of an image: the `size` it is brought to, the crop's `place` in it, and whether it is mirrored."""
+
+    size: Size
+    place: Crop
+    mirrored: bool
+
+
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] > ends[1]:
         raise ValueError("the lower end of the range comes first")
@@ -78,6 +86,7 @@ class Augmentation(Settings):
     scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = None
     crop: PositiveInt = 321
     mirror: bool = True
+    padding: Literal["mean", "black"] = Field(default="mean", description="the colour outside of the image")
 
     @model_validator(mode="after")
     def _one_scale(self) -> Augmentation:
@@ -97,17 +106,27 @@ class Augmentation(Settings):
                 f"A label map of {labels.shape[1]}×{labels.shape[0]} pixels was given "
                 f"for an image of {image.shape[1]}×{image.shape[0]}; their sizes must be equal."
             )
-        size = self._draw_size((image.shape[0], image.shape[1]), rng)
-        place = random_crop(size, self.crop, self.style, rng)
-        mirrored = self.mirror and rng.random() < 0.5
+        view = self.draw((image.shape[0], image.shape[1]), rng)
+        return self.image(image, view), None if labels is None else self.labels(labels, view)
 
-        view = normalised_crop(resize_image(image, size, self.style), place)
-        if mirrored:
-            view = mirror(view)
-        if labels is None:
-            return np.ascontiguousarray(view), None
-        label_view = crop(resize_labels(labels, size), place, VOID)
-        return np.ascontiguousarray(view), np.ascontiguousarray(mirror(label_view) if mirrored else label_view)
+    def draw(self, size: Size, rng: np.random.Generator) -> View:
+        """A random view of an image of `size`."""
+        size = self._draw_size(size, rng)
+        place = random_crop(size, self.crop, self.style, rng)
+        return View(size, place, self.mirror and rng.random() < 0.5)
+
+    def image(self, image: Image, view: View) -> FloatImage:
+        """One view of an image (H, W, 3), normalised, (3, crop, crop)."""
+        fill = 0 if self.padding == "mean" else _SHIFT
+        return _turned(normalised_crop(resize_image(image, view.size, self.style), view.place, fill), view)
+
+    def labels(self, labels: Image, view: View) -> Image:
+        """One view of a label map (H, W), void outside, (crop, crop)."""
+        return _turned(crop(resize_labels(labels, view.size), view.place, VOID), view)
+
+    def maps(self, maps: FloatImage, view: View) -> FloatImage:
+        """One view of maps (K, H, W), 0 outside, (K, crop, crop)."""
+        return _turned(crop(resize_maps(maps, view.size).transpose(1, 2, 0), view.place, 0).transpose(2, 0, 1), view)
 
     def _draw_size(self, size: Size, rng: np.random.Generator) -> Size:
         if self.resize_long:
@@ -153,6 +172,16 @@ def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
     return resized[0].permute(1, 2, 0).numpy()
 
 
+def resize_maps(maps: FloatImage, size: Size) -> FloatImage:
+    """Maps (K, H, W) resampled bilinearly (align_corners=False) to `size`."""
+    if maps.shape[1:] == size:
+        return maps
+    import torch
+    from torch.nn import functional as F
+
+    return F.interpolate(torch.as_tensor(maps)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+
+
 def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -> Crop:
     """Where to cut a square from an image of `size`; horizontal place first, then vertical.
 
@@ -183,12 +212,13 @@ def crop(array: Array, place: Crop, fill: npt.ArrayLike) -> Array:
     return cut
 
 
-def normalised_crop(image: Array, place: Crop) -> FloatImage:
-    """Cut `place` from an image (H, W, 3) in [0, 255] and normalise it to (3, size, size) with 0 outside.
+def normalised_crop(image: Array, place: Crop, fill: npt.ArrayLike = 0) -> FloatImage:
+    """Cut `place` from an image (H, W, 3) in [0, 255] and normalise it to (3, size, size) with `fill` outside.
 
     The same as cropping the normalised image, in a fraction of the time.
     """
-    cut = np.zeros((3, place.size, place.size), np.float32)
+    cut = np.empty((3, place.size, place.size), np.float32)
+    cut[...] = fill
     inside = _inside(cut.transpose(1, 2, 0), place).transpose(2, 0, 1)
     np.multiply(_source(image, place).transpose(2, 0, 1), _SCALE, out=inside)
     inside += _SHIFT
@@ -203,6 +233,10 @@ def _inside(cut: Array, place: Crop) -> Array:
 def _source(array: Array, place: Crop) -> Array:
     """The part of an image that a crop shows."""
     return array[place.top : place.top + place.height, place.left : place.left + place.width]
+
+
+def _turned(array: Array, view: View) -> Array:
+    return np.ascontiguousarray(mirror(array) if view.mirrored else array)
 
 
 def mirror(array: Array) -> Array:

@@ -96,6 +96,13 @@ PARAMETERS = {
 }
 
 
+def known_parameters(name: str, *others: str) -> str:
+    """Check the name of a set of parameters; raises ValueError with the names there are, and `others`."""
+    if name not in PARAMETERS:
+        raise ValueError(f"there is no such set of CRF parameters; known: {', '.join([*PARAMETERS, *others])}")
+    return name
+
+
 # Unaries --------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from weakseg.data.transforms import Factor
 from weakseg.methods.store import Model
 from weakseg.ops.activation import multi_scale_maps, normalise_image, normalise_present
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
 
@@ -22,10 +22,8 @@ PRESENT = 0.5
 
 
 def known_crf(name: str | None) -> str | None:
-    """Validate the name of a set of CRF parameters."""
-    if name is not None and name not in PARAMETERS:
-        raise ValueError(f"there is no such set of CRF parameters; known: {', '.join(PARAMETERS)}, or null")
-    return name
+    """Validate the name of a set of CRF parameters, or None for no CRF."""
+    return None if name is None else known_parameters(name, "null")
 
 
 class Inference(Settings):

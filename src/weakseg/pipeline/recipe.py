@@ -2,7 +2,8 @@
 
 A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`, an ordered list of named groups of
 settings whose `kind` says which stage they belong to. `extends: other` begins with another recipe and changes it:
-mappings are merged, other values replaced, and null takes a whole mapping (a stage, say) away.
+mappings are merged, other values replaced, and null takes a whole mapping (a stage, say) away. A new stage comes
+before the one that the recipe names next, if that is known, and otherwise at the end.
 """
 
 from __future__ import annotations
@@ -153,7 +154,13 @@ def _read(name: str) -> dict[str, Any]:
 
 def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`below` with the keys of `above` laid over it, mapping by mapping; null over a mapping takes it away."""
-    merged = dict(below)
+    order = list(below)
+    following: str | None = None
+    for key in reversed(list(above)):
+        if key not in below:
+            order.insert(len(order) if following is None else order.index(following), key)
+        following = key
+    merged = {key: below.get(key) for key in order}
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(old, dict) and value is None:
