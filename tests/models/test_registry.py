@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +42,12 @@ def holds(backbone: Backbone, state: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_builds_every_backbone(name: str) -> None:
-    backbone = build_backbone(BackboneSettings(name=name, weights=None, frozen_stages=2))
+    backbone = build_backbone(BackboneSettings(name=name, output_stride=8, weights=None, frozen_stages=2))
     with torch.inference_mode():
         features = backbone(torch.zeros(1, 3, 33, 49))
-    assert backbone.strides[-1] == 16
+    assert backbone.strides[-1] == 8
     assert [f.shape[1] for f in features] == list(backbone.channels)
-    assert features[-1].shape[-2:] == (3, 4)
+    assert features[-1].shape[-2:] == (5, 7)
     learning = sum(p.requires_grad for p in backbone.parameters())
     assert 0 < learning < len(list(backbone.parameters()))
 
@@ -66,6 +67,13 @@ def test_impossible_settings(values: dict[str, object]) -> None:
 def test_small_is_always_dilated() -> None:
     with pytest.raises(WeaksegError, match="no version without dilation"):
         build_backbone(BackboneSettings(name="small", weights=None, dilated=False))
+
+
+@pytest.mark.parametrize("name", ["resnet38", "vgg16", "vgg16_affinity", "vgg16_largefov"])
+@pytest.mark.parametrize("values", [{"output_stride": 16}, {"output_stride": 8, "dilated": False}])
+def test_backbones_of_stride_8_alone(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(WeaksegError, match=rf'"{name}" exists at stride 8 .* Set its output_stride to 8'):
+        build_backbone(BackboneSettings(name=name, weights=None, **values))
 
 
 def test_load_weights_false_needs_no_file() -> None:

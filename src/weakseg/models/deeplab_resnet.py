@@ -6,15 +6,13 @@ bottleneck, which is in the first 1×1 convolution, in the max-pooling, which ro
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.norm import FixedBatchNorm2d, initialise
 from weakseg.models.stages import StagedBackbone, StagePlan, plan_stages
-from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 
-CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
 CHANNELS = (64, 256, 512, 1024, 2048)
 
 
@@ -83,11 +81,7 @@ class DeepLabResNet(StagedBackbone):
         self.layer4 = _layer(CHANNELS[2], CHANNELS[3], blocks[2], plans[3])
         self.layer5 = _layer(CHANNELS[3], CHANNELS[4], blocks[3], plans[4])
         initialise(self)
-        # (x · std + mean) · 255 - caffe_mean, kept as one scale and one shift per channel in the order B, G, R.
-        scale = torch.tensor(255 * IMAGENET_STD[::-1].astype(float))
-        shift = torch.tensor(255 * IMAGENET_MEAN[::-1].astype(float)) - torch.tensor(CAFFE_MEAN_BGR)
-        self.register_buffer("caffe_scale", scale.float()[:, None, None], persistent=False)
-        self.register_buffer("caffe_shift", shift.float()[:, None, None], persistent=False)
+        self.caffe_input = CaffeInput()
 
     def stages(self) -> list[list[nn.Module]]:
         return [
@@ -99,7 +93,7 @@ class DeepLabResNet(StagedBackbone):
         ]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return super().forward(images.flip(1) * self.caffe_scale + self.caffe_shift)
+        return super().forward(self.caffe_input(images))
 
 
 def _layer(in_channels: int, out_channels: int, blocks: int, plan: StagePlan) -> nn.Sequential:

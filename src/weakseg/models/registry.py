@@ -14,6 +14,8 @@ from weakseg.models.backbone import Backbone
 from weakseg.models.deeplab_resnet import DeepLabResNet
 from weakseg.models.mobilenet import MobileNetV2
 from weakseg.models.resnet import resnet18, resnet50, resnet101
+from weakseg.models.resnet38 import ResNet38
+from weakseg.models.vgg import VGG16, VGG16Affinity, VGG16LargeFOV
 from weakseg.models.weights import imagenet_weights, load_weights
 from weakseg.settings import Settings
 
@@ -31,6 +33,10 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "deeplab_resnet101": DeepLabResNet,
+    "resnet38": ResNet38,
+    "vgg16": VGG16,
+    "vgg16_affinity": VGG16Affinity,
+    "vgg16_largefov": VGG16LargeFOV,
     "mobilenet_v2": MobileNetV2,
     "small": _small,
 }

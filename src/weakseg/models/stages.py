@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
 
 OUTPUT_STRIDES = (8, 16, 32)
@@ -48,6 +49,15 @@ def plan_stages(output_stride: int, dilated: bool) -> list[StagePlan]:
     return plans
 
 
+def require_stride_8(name: str, output_stride: int, dilated: bool) -> None:
+    """Raise `WeaksegError` for settings that a network, which exists at stride 8 with dilation alone, does not have."""
+    if output_stride != 8 or not dilated:
+        raise WeaksegError(
+            f'The backbone "{name}" exists at stride 8 with dilation alone. Set its output_stride to 8 and leave '
+            "dilated at true."
+        )
+
+
 class StagedBackbone(Backbone):
     """A backbone that is a chain of five stages. A family says which of its modules form a stage."""
 
@@ -67,11 +77,15 @@ class StagedBackbone(Backbone):
         features = []
         x = images.contiguous(memory_format=torch.channels_last)  # the fastest layout of all convolutions here
         for index, stage in enumerate(self.stages()):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and index >= self.frozen_stages):
+            with self.recording(index + 1):
                 for module in stage:
                     x = module(x)
             features.append(x)
         return features
+
+    def recording(self, stage: int) -> torch.set_grad_enabled:
+        """A context in which gradients are recorded if they are outside of it and the stage (1 … 5) is not frozen."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and stage > self.frozen_stages)
 
     def freeze(self, stages: int) -> None:
         self.frozen_stages = stages
