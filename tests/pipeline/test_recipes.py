@@ -56,8 +56,12 @@ def test_set_reaches_into_what_was_null() -> None:
         ),
         ("cam.model.bakbone.name=small", 'cam.model.bakbone: unknown setting. Did you mean "backbone"?'),
         ("cam.method=camm", 'There is no localiser "camm". There are: cam'),
-        ("masks.maps=nowhere", 'masks: reads the stage "nowhere", which does not come before it.'),
-        ("masks.maps=scores", 'masks: reads the stage "scores", which does not come before it.'),
+        ("masks.maps=nowhere", 'masks.maps: reads the stage "nowhere", which does not come before it.'),
+        ("masks.maps=scores", 'masks.maps: reads the stage "scores", which does not come before it.'),
+        ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
+        ("segment.backbone_from=maps", 'segment.backbone_from: the stage "maps" is of kind maps, expected localise.'),
+        ("scores.curves={CAM: maps}", 'scores.curves.CAM: the stage "maps" is of kind maps, expected masks.'),
+        ("scores.segmenters.DeepLab=cam", 'scores.segmenters.DeepLab: the stage "cam" is of kind localise, expected'),
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
@@ -148,6 +152,10 @@ def test_stages_know_what_they_read() -> None:
         "scores": ["masks", "segment"],
     }
     assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == ["cam"]
+    renamed = stages["scores"].reading({"masks": "walked"})
+    assert (renamed.curves, renamed.masks) == ({"CAM": "walked"}, {"CAM + CRF": "walked"})
+    assert renamed.segmenters == {"DeepLab": "segment"}
+    assert stages["segment"].reading({"masks": "walked"}).inputs() == ["walked", "cam"]
 
 
 def small_and_short(name: str) -> list[str]:

@@ -99,9 +99,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     typed: dict[str, Stage] = {}
     for stage_name, stage_values in stages.items():
         typed[stage_name] = _stage(stage_name, stage_values)
-        for source in typed[stage_name].inputs():
-            if source not in typed or source == stage_name:
-                raise WeaksegError(f'{stage_name}: reads the stage "{source}", which does not come before it.')
+        _check_references(stage_name, typed)
     return Recipe(head.name, head.about, head.seed, head.data, head.runtime, typed)
 
 
@@ -123,6 +121,18 @@ def _stage(name: str, values: Any) -> Stage:
     if kind not in kinds:
         raise WeaksegError(f'{name}.kind: there is no stage of kind "{kind}". Known: {", ".join(sorted(kinds))}.')
     return validate(kinds[kind], values, name).checked(name)
+
+
+def _check_references(name: str, stages: Mapping[str, Stage]) -> None:
+    """Raise `WeaksegError` unless all that the stage reads comes before it and leaves what is wanted of it."""
+    for key, source, artifact in stages[name].references():
+        if source not in stages or source == name:
+            raise WeaksegError(f'{name}.{key}: reads the stage "{source}", which does not come before it.')
+        if stages[source].leaves != artifact:
+            wanted = sorted(kind for kind, stage in stage_kinds().items() if stage.leaves == artifact)
+            raise WeaksegError(
+                f'{name}.{key}: the stage "{source}" is of kind {stages[source].kind}, expected {" or ".join(wanted)}.'
+            )
 
 
 def _shipped() -> Any:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from lightning_fabric import Fabric
@@ -28,26 +28,62 @@ from weakseg.training import RuntimeSettings, TrainSettings, train_network
 MODEL_FOLDER = "model"
 LOG_NAME = "log.jsonl"
 
-EARLIER_STAGE = "the name of an earlier stage, whose artifact is read"
-StageName = Annotated[str, EARLIER_STAGE]
+
+@dataclass(frozen=True)
+class Reads:
+    """Annotates a setting that names an earlier stage, or several (title → name): any that leaves `artifact`."""
+
+    artifact: str
+
+
+class Reference(NamedTuple):
+    """A setting that names an earlier stage: its key inside the settings, that stage, and what is read of it."""
+
+    key: str
+    stage: str
+    artifact: str
 
 
 class Stage(Settings):
-    """Base of all stages. A subclass says its `kind`, refers to other stages by `StageName`s and implements `run`."""
+    """Base of all stages. A subclass says its `kind` and which artifact it `leaves`, refers to other stages by settings
+    `Annotated[str, Reads("maps")]` and implements `run`.
 
+    Artifacts are "localiser", "refiner" and "segmenter" (a folder `model/`), "maps" (see `stages.maps.map_path`) and
+    "masks" (`stages.masks.mask_path`).
+    """
+
+    leaves: ClassVar[str | None] = None
     kind: str
+
+    def references(self) -> list[Reference]:
+        """The settings that name the stages whose artifacts this one reads."""
+        found = []
+        for key, artifact in self._reading():
+            value = getattr(self, key)
+            if isinstance(value, Mapping):
+                found += [Reference(f"{key}.{title}", stage, artifact) for title, stage in value.items()]
+            elif value is not None:
+                found.append(Reference(key, value, artifact))
+        return found
 
     def inputs(self) -> list[str]:
         """The stages whose artifacts this one reads."""
-        fields = type(self).model_fields.items()
-        names = [getattr(self, name) for name, field in fields if EARLIER_STAGE in field.metadata]
-        return [name for name in names if name is not None]
+        return list(dict.fromkeys(reference.stage for reference in self.references()))
 
     def reading(self, names: Mapping[str, str]) -> Self:
         """This stage with other stages to read: old name → new name."""
+
+        def renamed(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {title: renamed(stage) for title, stage in value.items()}
+            return names.get(value, value)
+
+        return self.model_copy(update={key: renamed(getattr(self, key)) for key, _ in self._reading()})
+
+    def _reading(self) -> list[tuple[str, str]]:
+        """The settings that name earlier stages, and what they read of them."""
         fields = type(self).model_fields.items()
-        sources = {name: getattr(self, name) for name, field in fields if EARLIER_STAGE in field.metadata}
-        return self.model_copy(update={name: names.get(source, source) for name, source in sources.items()})
+        return [(key, mark.artifact) for key, field in fields for mark in field.metadata if isinstance(mark, Reads)]
 
     def checked(self, where: str) -> Self:
         """This stage with whatever its own types cannot check checked, and defaults filled in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from weakseg.files import read_json, write_json
 from weakseg.methods.store import load_model
 from weakseg.pipeline.inference import Inference, predict
 from weakseg.pipeline.measures import LabelMap, measure_masks
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
 
@@ -24,26 +24,15 @@ from weakseg.progress import Progress
 class Evaluate(Stage):
     """Each entry is a row of the table: its title → the stage that made what is measured.
 
-    `curves` are stages of kind masks, whose threshold curve over the activation maps is reported; `masks` the same
+    `curves` are stages of pseudo-masks, whose threshold curve over the activation maps is reported; `masks` the same
     stages' pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
     the score split as well.
     """
 
     kind: Literal["evaluate"] = "evaluate"
-    curves: dict[str, StageName] = Field(default_factory=dict)
-    masks: dict[str, StageName] = Field(default_factory=dict)
-    segmenters: dict[str, StageName] = Field(default_factory=dict)
-
-    def inputs(self) -> list[str]:
-        return sorted({*self.curves.values(), *self.masks.values(), *self.segmenters.values()})
-
-    def reading(self, names: Mapping[str, str]) -> Self:
-        return self.model_copy(
-            update={
-                role: {title: names.get(source, source) for title, source in rows.items()}
-                for role, rows in (("curves", self.curves), ("masks", self.masks), ("segmenters", self.segmenters))
-            }
-        )
+    curves: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
+    masks: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
+    segmenters: Annotated[dict[str, str], Reads("segmenter")] = Field(default_factory=dict)
 
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []

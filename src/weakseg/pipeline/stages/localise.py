@@ -15,6 +15,7 @@ from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning
 class Localise(Learning):
     """The weak labels of the training split, and of no other, are learned from."""
 
+    leaves: ClassVar[str] = "localiser"
     kind: Literal["localise"] = "localise"
     method_kind: ClassVar[Kind] = "LOCALISER"
 

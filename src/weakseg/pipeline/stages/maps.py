@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,15 +14,16 @@ from weakseg.data.images import image_size, read_image
 from weakseg.data.transforms import Factor
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import multi_scale_maps, normalise_present
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.progress import Progress
 
 
 class Maps(Stage):
     """Multi-scale and mirrored inference; which classes are present is read from the weak labels."""
 
+    leaves: ClassVar[str] = "maps"
     kind: Literal["maps"] = "maps"
-    localiser: StageName
+    localiser: Annotated[str, Reads("localiser")]
     scales: tuple[Factor, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
     stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")

@@ -5,7 +5,7 @@ have a background of their own need no threshold and have no curve."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -17,7 +17,7 @@ from weakseg.files import read_json, write_json
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.inference import against_background, decide, known_crf
 from weakseg.pipeline.measures import measure_curve
-from weakseg.pipeline.stage import Context, Stage, StageName
+from weakseg.pipeline.stage import Context, Reads, Stage
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
 
@@ -27,8 +27,9 @@ DEFAULT_THRESHOLD = 0.3
 class Masks(Stage):
     """`threshold` is the score of the background on maps that reach from 0 to 1 and have no background themselves."""
 
+    leaves: ClassVar[str] = "masks"
     kind: Literal["masks"] = "masks"
-    maps: StageName
+    maps: Annotated[str, Reads("maps")]
     threshold: float | Literal["auto"] = Field(
         default="auto",
         description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks",

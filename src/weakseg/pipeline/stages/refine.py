@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,7 @@ from weakseg.files import read_npz, write_npz
 from weakseg.methods.base import Kind, find_method
 from weakseg.methods.store import save_model
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, StageName
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
 
@@ -27,9 +27,10 @@ from weakseg.progress import Progress
 class Refine(Learning):
     """`maps` are those of the training images: nothing but them and the images is learned from."""
 
+    leaves: ClassVar[str] = "refiner"
     kind: Literal["refine"] = "refine"
     method_kind: ClassVar[Kind] = "REFINER"
-    maps: StageName
+    maps: Annotated[str, Reads("maps")]
 
     def run(self, context: Context, folder: Path) -> None:
         method = find_method(self.method_kind, self.method)

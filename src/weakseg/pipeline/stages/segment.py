@@ -18,7 +18,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind
 from weakseg.methods.store import load_model, save_model
 from weakseg.pipeline.inference import Inference
-from weakseg.pipeline.stage import EARLIER_STAGE, MODEL_FOLDER, Context, Learning
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
 from weakseg.pipeline.stages.masks import mask_path
 
 
@@ -28,10 +28,11 @@ class Segment(Learning):
     `backbone_from` is a localiser whose trained backbone the segmenter starts from; null: from the backbone's weights.
     """
 
+    leaves: ClassVar[str] = "segmenter"
     kind: Literal["segment"] = "segment"
     method_kind: ClassVar[Kind] = "SEGMENTER"
-    masks: Annotated[str | None, EARLIER_STAGE]
-    backbone_from: Annotated[str | None, EARLIER_STAGE] = None
+    masks: Annotated[str | None, Reads("masks")]
+    backbone_from: Annotated[str | None, Reads("localiser")] = None
     inference: Inference = Inference()
 
     def initialise(self, context: Context, network: Any) -> None:

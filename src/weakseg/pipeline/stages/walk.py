@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import find_method
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Stage, StageName
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
 from weakseg.settings import validate
@@ -22,10 +22,11 @@ from weakseg.settings import validate
 class Walk(Stage):
     """`method` is that of the stage `refiner`; `options` are what it can be told without training anew."""
 
+    leaves: ClassVar[str] = "maps"
     kind: Literal["walk"] = "walk"
     method: str
-    refiner: StageName
-    maps: StageName
+    refiner: Annotated[str, Reads("refiner")]
+    maps: Annotated[str, Reads("maps")]
     options: dict[str, Any] = Field(default_factory=dict)
 
     def checked(self, where: str) -> Self:
