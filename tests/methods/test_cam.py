@@ -115,3 +115,31 @@ def test_defaults_are_those_of_irnet() -> None:
     assert settings.backbone == BackboneSettings(
         name="resnet50", output_stride=16, dilated=False, weights="imagenet", frozen_stages=3
     )
+
+
+def test_the_form_of_affinitynet() -> None:
+    torch.manual_seed(0)
+    backbone = BackboneSettings(name="small", output_stride=8, weights=None)
+    network = CAM(CAM.Settings(backbone=backbone, form="affinitynet", map_power=0.5), 40)
+    plain = CAM(CAM.Settings(backbone=backbone), 40)
+    plain.load_state_dict(network.state_dict())
+
+    # Xavier: uniform up to √(6 / (inputs + outputs)).
+    limit = (6 / (128 + 40)) ** 0.5
+    assert 0.97 * limit < network.classifier.weight.abs().max() <= limit
+
+    one, other = network.train().scores(images()), network.scores(images())
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(network.eval().scores(images()), plain.scores(images()))
+    torch.testing.assert_close(network.activation_maps(images()).square(), plain.activation_maps(images()))
+
+    norm_shift, norm_scale = network.backbone.norm.bias, network.backbone.norm.weight
+    rates = {
+        id(parameter): (group["lr"], group.get("weight_decay"))
+        for group in network.param_groups(1.0)
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(list(network.parameters()))
+    assert rates[id(norm_scale)] == (1.0, None)
+    assert rates[id(norm_shift)] == (2.0, 0.0)
+    assert rates[id(network.classifier.weight)] == (10.0, None)

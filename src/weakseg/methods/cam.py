@@ -11,13 +11,16 @@ With features f(x) (D, h, w) of an image x and a 1×1 classifier w (C, D) withou
     M_c = relu(w_c · f)                      activation map of class c
 
 The mean of w_c · f over the image is s_c, so a map shows which places speak for its class.
+
+AffinityNet (Ahn and Kwak, CVPR 2018, arXiv 1803.10464) starts from the same classifier in another form, with ResNet-38
+or VGG-16 at stride 8: half of the channels of f are dropped in training. For VGG-16 its maps are √relu(w_c · f).
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +29,7 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.methods import base
+from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.models.weights import read_state
 
@@ -37,20 +41,30 @@ class CAM(nn.Module):
     """
 
     class Settings(base.Settings):
-        """The classifier learns `head_lr_factor` times as fast as the backbone. Defaults are IRNet's."""
+        """The classifier learns `head_lr_factor` times as fast as the backbone. Defaults are IRNet's.
+
+        The form "affinitynet" has dropout before the pooling, a classifier that starts from Xavier's distribution,
+        biases that learn twice as fast and do not decay, and fixed scales and shifts of batch normalisation.
+        `map_power` is ½ for AffinityNet's VGG-16.
+        """
 
         backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3)
         head_lr_factor: float = Field(default=10.0, gt=0)
+        form: Literal["irnet", "affinitynet"] = "irnet"
+        map_power: float = Field(default=1.0, gt=0, description="what the activation maps are raised to")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__()
-        self.head_lr_factor = settings.head_lr_factor
+        self.settings = settings
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
+        self.dropout = nn.Dropout2d(0.5) if settings.form == "affinitynet" else nn.Identity()
         self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
+        if settings.form == "affinitynet":
+            nn.init.xavier_uniform_(self.classifier.weight)
 
     def scores(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to a score per class (N, C); its sigmoid is the class's probability."""
-        features = self.backbone(images)[-1]
+        features = self.dropout(self.backbone(images)[-1])
         return self.classifier(features.mean((2, 3), keepdim=True)).flatten(1)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
@@ -60,13 +74,17 @@ class CAM(nn.Module):
 
     def activation_maps(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to maps ≥ 0 of all classes (N, C, h, w), not yet normalised."""
-        return F.relu(self.classifier(self.backbone(images)[-1]))
+        maps = F.relu(self.classifier(self.backbone(images)[-1]))
+        return maps if self.settings.map_power == 1 else maps**self.settings.map_power
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """What is not frozen of the backbone, and the classifier at `head_lr_factor` times the rate."""
+        factor = self.settings.head_lr_factor
+        if self.settings.form == "affinitynet":
+            return caffe_param_groups(self, [self.classifier], lr, factor)
         return [
             {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
-            {"params": list(self.classifier.parameters()), "lr": lr * self.head_lr_factor},
+            {"params": list(self.classifier.parameters()), "lr": lr * factor},
         ]
 
 

@@ -1,0 +1,91 @@
+"""AffinityNet's classifier against its reference (resnet38.md and affinitynet.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weakseg.methods.cam import CAM
+from weakseg.models.caffe_input import CaffeInput
+from weakseg.models.registry import BackboneSettings
+from weakseg.ops.activation import normalise_image
+
+Vectors = dict[str, np.ndarray]
+
+
+def classifier(parity: Any, vectors: Vectors, backbone: str, **settings: Any) -> CAM:
+    network = CAM(
+        CAM.Settings(
+            backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
+            form="affinitynet",
+            **settings,
+        ),
+        20,
+    )
+    shapes = {reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
+    network.load_state_dict(
+        {name: torch.from_numpy(np.asarray(state[reference_name(name)])) for name in network.state_dict()}
+    )
+    return network.eval()
+
+
+def reference_name(name: str) -> str:
+    return name.removeprefix("backbone.").replace("classifier", "fc8")
+
+
+def as_batch(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
+
+
+def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> None:
+    actual = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= fraction * np.abs(expected).max()
+
+
+def test_resnet38(parity: Any) -> None:
+    vectors = parity("resnet38/classifier")
+    network = classifier(parity, vectors, "resnet38")
+    images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
+    with torch.no_grad():
+        assert_close(network.scores(images), vectors["logits"])
+        assert_close(network.activation_maps(images), vectors["cam"])
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.eval()
+    assert_close(network.scores(images), vectors["train_logits"])
+    before = {reference_name(name): p.detach().clone() for name, p in network.named_parameters()}
+    optimiser = torch.optim.SGD(network.param_groups(0.1), momentum=5e-4, weight_decay=5e-4)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.2, 1, 2]
+    (loss,) = network.losses({"image": images, "tags": tags}).values()
+    assert loss.item() == pytest.approx(float(vectors["loss"]), rel=1e-4)
+    loss.backward()
+    optimiser.step()
+    after = {reference_name(name): p for name, p in network.named_parameters() if p.grad is not None}
+    assert set(after) == set(vectors["step_names"].tolist())
+    columns = (vectors[f"step_{name}"] for name in ("names", "grad_norm", "delta", "head"))
+    for name, norm, (delta_sum, delta_norm), head in zip(*columns, strict=True):
+        parameter = after[str(name)]
+        delta = (parameter.detach() - before[str(name)]).double()
+        assert parameter.grad is not None
+        assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4)
+        assert delta.sum().item() == pytest.approx(delta_sum, abs=1e-3)
+        assert delta.norm().item() == pytest.approx(delta_norm, rel=1e-4)
+        assert_close(parameter.contiguous().flatten()[:4], head)
+
+
+@torch.no_grad()
+def test_vgg16(parity: Any) -> None:
+    vectors = parity("affinitynet/vgg16")
+    network = classifier(parity, vectors, "vgg16", map_power=0.5)
+    caffe = CaffeInput()
+    wanted = caffe(as_batch(vectors["image"][None])) / int(vectors["input_divisor"])
+    images = ((wanted - caffe.shift) / caffe.scale).flip(1)
+    assert_close(network.scores(images), vectors["logits"])
+    assert_close(network.activation_maps(images), vectors["cam"], 1e-3)
