@@ -115,6 +115,71 @@ def run(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[
+        list[str], typer.Argument(help="Shipped recipes and paths of YAML files; the first is compared to.")
+    ],
+    data: DataFolder,
+    out: OutFolder,
+    seeds: Annotated[str, typer.Option(help="Every recipe is carried out with each of these seeds.")] = "0,1,2",
+    refine: Annotated[
+        str | None,
+        typer.Option(help="Recipes whose refinement each is given, such as none,affinitynet. Default: its own."),
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="[RECIPE:]KEY=VALUE",
+            help="Change a setting of every recipe that has it, or of one; may be given several times.",
+        ),
+    ] = [],  # noqa: B006
+    format: Format = None,
+) -> None:
+    """Carry out several recipes with several seeds and compare them in one table.
+
+    The table (compare.html, compare.md, compare.json) has means, standard deviations, differences to the first recipe
+    seed by seed, times and image passes of training. Each run has its own folder RECIPE/seed-N with its own report;
+    stages that runs have in common are done once. The same command continues an interrupted comparison.
+
+    \b
+    Examples:
+      weakseg compare cam supervised --data photos --out runs/compare
+      weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
+    """
+    from weakseg.data.opening import open_dataset
+    from weakseg.parallel import rank
+    from weakseg.pipeline.compare import Cell, carry_out, plan
+    from weakseg.report.comparison import summary_text, write_comparison
+    from weakseg.report.html import write_report
+
+    cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)
+
+    def after(cell: Cell) -> None:
+        if rank() == 0:
+            write_report(cell.folder)
+            write_comparison(out, cells, {})
+
+    failed = carry_out(cells, open_dataset(data, format), out, after=after)
+    if rank() == 0:
+        print(summary_text(write_comparison(out, cells, failed)))
+        print(f"Comparison: {out / 'compare.html'}")
+    if failed:
+        lines = (f"  {folder}: {message}" for folder, message in failed.items())
+        raise WeaksegError("\n".join([f"{len(failed)} of {len(cells)} runs failed.", *lines]))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError:
+        seeds = [-1]
+    if min(seeds) < 0:
+        raise WeaksegError(f"--seeds {text}: write numbers from 0 on, such as 0,1,2.")
+    return seeds
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings.")] = None,
 ) -> None:

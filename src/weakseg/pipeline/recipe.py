@@ -103,6 +103,15 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(head.name, head.about, head.seed, head.data, head.runtime, typed)
 
 
+def change_of(override: str) -> tuple[str, str, str]:
+    """What `seam:cam.train.epochs=2` changes: the recipe ("" for any), the first key, and the change itself."""
+    path, separator, _ = override.partition("=")
+    scope, _, key = path.rpartition(":")
+    if not separator or not key:
+        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
+    return scope, key.partition(".")[0], override.removeprefix(f"{scope}:") if scope else override
+
+
 def stage_kinds() -> dict[str, type[Stage]]:
     """Every kind of stage: the classes that the modules of `pipeline.stages` name as `STAGE`."""
     import weakseg.pipeline.stages as package

@@ -58,7 +58,7 @@ def run(
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         if parallel.rank() == 0:
-            _clear_temporaries(root.glob)
+            clear_temporaries(root.glob)
             drop_partial_line(root / LOG_NAME)
             write_text(root / RECIPE_NAME, recipe.as_yaml())
             write_json(root / DATA_NAME, _summary(context, recipe))
@@ -190,7 +190,7 @@ def _prepare(folder: Path, key: str) -> bool:
     """Keep what an interrupted run of the very same stage left (True); clear away anything else (False)."""
     pending = folder / PENDING_NAME
     if pending.is_file() and read_json(pending)["key"] == key:
-        _clear_temporaries(folder.rglob)
+        clear_temporaries(folder.rglob)
         return True
     _clear(folder)
     write_json(pending, {"key": key})
@@ -211,7 +211,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
+def clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
     """Delete what a killed process was about to write."""
     for leftover in find(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink()

@@ -147,8 +147,8 @@ def percent(score: float | None) -> str:
     return ABSENT if score is None else f"{100 * score:.1f}"
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns wide enough for everything, the first aligned to the left and the others to the right."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Columns wide enough for everything, the first `texts` aligned to the left and the others to the right."""
     from rich.cells import cell_len  # Chinese characters are two columns wide
 
     lines = [header, *rows]
@@ -156,6 +156,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def aligned(line: Sequence[str]) -> str:
         gaps = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
-        return "  ".join([line[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], line[1:], strict=True))])
+        cells = zip(line, gaps, strict=True)
+        return "  ".join(cell + gap if place < texts else gap + cell for place, (cell, gap) in enumerate(cells))
 
     return "\n".join([aligned(header), "  ".join("─" * width for width in widths), *map(aligned, rows)])

@@ -1,0 +1,142 @@
+"""Recipes with their refinement taken away or exchanged, so that any localiser can be tried with any refiner.
+
+In both, the stages between maps and pseudo-masks are of the kinds `refine` (learned from the maps) and `walk` (the
+refined maps); everything else stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from typing import cast
+
+from weakseg.errors import WeaksegError
+from weakseg.pipeline.recipe import Recipe
+from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.evaluate import Evaluate
+from weakseg.pipeline.stages.masks import Masks
+from weakseg.pipeline.stages.segment import Segment
+from weakseg.pipeline.stages.walk import Walk
+
+REFINING = ("refine", "walk")
+UNREFINED, WALKED = "unrefined_masks", "walked"
+"""The stages of masks that are made beside the final ones where a refinement is put into a recipe."""
+WALK, WALK_AND_CRF = "Walk", "Walk + CRF"
+"""Their rows of scores, named as in the recipes of refiners."""
+
+
+def refining_stages(recipe: Recipe) -> dict[str, Stage]:
+    """The stages of a recipe that refine maps."""
+    return {name: stage for name, stage in recipe.stages.items() if stage.kind in REFINING}
+
+
+def without_refinement(recipe: Recipe) -> Recipe:
+    """The recipe without its refinement: its final masks are made from the maps that were refined.
+
+    Other masks from refined maps are left out. Of masks that become the same, the first stay.
+    """
+    removed = refining_stages(recipe)
+    if not removed:
+        return recipe
+    final = final_masks(recipe.stages)
+    instead: dict[str, str] = {}
+    kept: dict[str, Stage] = {}
+    for name, old in recipe.stages.items():
+        if isinstance(old, Walk):
+            instead[name] = instead.get(old.maps, old.maps)
+        if name in removed:
+            continue
+        if isinstance(old, Masks) and old.maps in removed and name != final:
+            removed[name] = old
+            continue
+        stage = _measured_anew(old, removed, instead, final) if isinstance(old, Evaluate) else old.reading(instead)
+        if needed := [source for source in stage.inputs() if source in removed]:
+            raise WeaksegError(
+                f'The refinement of "{recipe.name}" cannot be taken away: "{name}" reads the stage "{needed[0]}".'
+            )
+        twin = next((other for other, known in kept.items() if known == stage and isinstance(stage, Masks)), None)
+        if twin is None:
+            kept[name] = stage
+        else:
+            instead[name] = twin
+    return replace(recipe, name=f"{recipe.name}-unrefined", stages=kept)
+
+
+def _measured_anew(
+    scores: Evaluate, removed: Container[str], instead: Mapping[str, str], final: str | None
+) -> Evaluate:
+    """The rows of scores that are left; those of the final masks say that these are not refined any more."""
+
+    def rows(old: Mapping[str, str]) -> dict[str, str]:
+        new: dict[str, str] = {}
+        for title, source in old.items():
+            if source not in removed and instead.get(source, source) not in new.values():
+                new[f"{title} without refinement" if source == final else title] = instead.get(source, source)
+        return new
+
+    return scores.model_copy(update={"curves": rows(scores.curves), "masks": rows(scores.masks)})
+
+
+def with_refinement(recipe: Recipe, refiner: Recipe) -> Recipe:
+    """The recipe with the stages of `refiner` that refine maps, in place of its own.
+
+    The pseudo-masks that are trained on are then made from the refined maps, with the settings that they had. Those
+    from the maps as they were are made and measured beside them, and so are the refined maps without CRF.
+    """
+    plain, refining = without_refinement(recipe), refining_stages(refiner)
+    walks = [name for name, stage in refining.items() if stage.kind == "walk"]
+    if not walks:
+        raise WeaksegError(f'The recipe "{refiner.name}" refines nothing: it has no stage of kind walk.')
+    final = final_masks(plain.stages)
+    if final is None:
+        raise WeaksegError(f'The recipe "{recipe.name}" has no pseudo-masks, so there is nothing to refine.')
+    masks = cast(Masks, plain.stages[final])
+    between: dict[str, Stage] = {
+        UNREFINED: masks,
+        **dict(_fitted(refiner, refining, plain, masks)),
+        WALKED: masks.model_copy(update={"maps": walks[-1], "crf": None}),
+    }
+    rows = {WALK: WALKED, WALK_AND_CRF: final}
+    if masks.crf is None:  # then the final masks are the walked ones
+        del between[WALKED]
+        rows = {WALK: final}
+    stages: dict[str, Stage] = {}
+    for name, stage in plain.stages.items():
+        if name == final:
+            if taken := sorted(set(between) & set(plain.stages)):
+                raise WeaksegError(
+                    f'"{recipe.name}" and "{refiner.name}" both have a stage "{taken[0]}"; rename one of them.'
+                )
+            stages.update(between)
+            stage = masks.model_copy(update={"maps": walks[-1]})
+        elif isinstance(stage, Evaluate) and final in stages:
+            # What was measured of the final masks is measured of the unrefined ones, under its old title.
+            before = stage.reading({final: UNREFINED}).model_dump()
+            stage = Evaluate.model_validate({**before, "masks": {**before["masks"], **rows}})
+        stages[name] = stage
+    return replace(recipe, name=f"{recipe.name}+{refiner.name}", stages=stages)
+
+
+def final_masks(stages: Mapping[str, Stage]) -> str | None:
+    """The stage of pseudo-masks that a recipe leads to: the one its segmenter learns from, or else the last."""
+    found = [name for name, stage in stages.items() if isinstance(stage, Masks)]
+    read = [stage.masks for stage in stages.values() if isinstance(stage, Segment) and stage.masks is not None]
+    return next((name for name in reversed(found) if name in read), found[-1] if found else None)
+
+
+def _fitted(refiner: Recipe, refining: Mapping[str, Stage], plain: Recipe, masks: Masks) -> Iterator[tuple[str, Stage]]:
+    """The refining stages of another recipe, reading the maps and the localiser of this one."""
+    maps = plain.stages[masks.maps]
+    own = {"maps": masks.maps, "localise": next(iter(maps.inputs()), None)}
+    for name, stage in refining.items():
+        instead: dict[str, str] = {}
+        for source in stage.inputs():
+            if source in refining:
+                continue
+            found = own.get(refiner.stages[source].kind)
+            if found is None:
+                raise WeaksegError(
+                    f'The stage "{name}" of "{refiner.name}" reads "{source}", which "{plain.name}" has not.'
+                )
+            instead[source] = found
+        yield name, stage.reading(instead)

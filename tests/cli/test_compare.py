@@ -1,0 +1,255 @@
+"""`weakseg compare` on tiny data: the table, what is shared, killed and continued, what is refused."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny import TINY, set_options, write_tiny_voc
+
+KILLED = Path(__file__).with_name("killed.py")
+# What differs between any two runs: times, and the paths and processes in logs.
+PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "compare.lock"}
+SMALL = "affinity.model.backbone={name: small, output_stride: 8, weights: null, frozen_stages: 0}"
+REFINED = ("affinity.train={steps: 2, batch_size: 4}", "affinity.augment.crop=96", SMALL)
+TITLE = re.compile(r"\[(\d)/(\d)\] (.*), seed (\d)( \(about \d+ min left\))?")
+
+
+def arguments(data: Path, out: Path, *more: str) -> list[str]:
+    """`toy` without and with AffinityNet, two seeds."""
+    refine = ["--refine", "none,affinitynet", "--seeds", "3,1"]
+    return ["compare", "toy", "--data", str(data), "--out", str(out), *refine, *set_options(*TINY, *REFINED), *more]
+
+
+def artifacts(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file() and path.name not in PASSING)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.suffix not in (".html", ".md")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, process: Any) -> tuple[Path, Path, str]:
+    """Data, a finished comparison on them, and what it said. Whoever changes anything works on a copy."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = write_tiny_voc(folder / "data")
+    done = process(*arguments(data, folder / "out"))
+    assert done.returncode == 0, done.stderr
+    return data, folder / "out", done.stdout
+
+
+def read(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    return found
+
+
+def summary(run: Path) -> dict[tuple[str, str], float]:
+    rows = json.loads((run / "scores" / "summary.json").read_text(encoding="utf-8"))
+    return {(row["title"], row["split"]): row["mean_iou"] for row in rows}
+
+
+def test_the_table_is_what_the_runs_measured(whole: tuple[Path, Path, str]) -> None:
+    _, out, _ = whole
+    found = read(out)
+    assert [(row["what"], row["split"], row["run"], row["title"]) for row in found["rows"]] == [
+        ("activation maps", "score", "toy", "CAM"),
+        ("activation maps", "score", "toy+affinitynet", "CAM"),
+        ("unrefined masks", "score", "toy+affinitynet", "CAM + CRF"),
+        ("refined maps", "score", "toy+affinitynet", "Walk"),
+        ("final masks", "score", "toy", "CAM + CRF"),
+        ("final masks", "score", "toy+affinitynet", "Walk + CRF"),
+        ("segmenter", "score", "toy", "DeepLab"),
+        ("segmenter", "score", "toy+affinitynet", "DeepLab"),
+        ("segmenter", "val", "toy", "DeepLab"),
+        ("segmenter", "val", "toy+affinitynet", "DeepLab"),
+    ]
+    for row in found["rows"]:
+        scores = {s: summary(out / row["run"] / f"seed-{s}")[row["title"], row["split"]] for s in ("1", "3")}
+        assert row["by_seed"] == scores
+        assert row["mean"] == pytest.approx(statistics.mean(scores.values()))
+        assert row["deviation"] == pytest.approx(statistics.stdev(scores.values()))
+        assert row["seeds"] == 2
+    before, after = (row for row in found["rows"] if row["what"] == "final masks")
+    assert before["difference"] is None
+    gains = [after["by_seed"][seed] - before["by_seed"][seed] for seed in ("1", "3")]
+    half = 12.7062 * statistics.stdev(gains) / 2**0.5
+    assert after["difference"] == {
+        "to": "toy",
+        "seeds": 2,
+        "mean": pytest.approx(statistics.mean(gains)),
+        "deviation": pytest.approx(statistics.stdev(gains)),
+        "interval": pytest.approx([statistics.mean(gains) - half, statistics.mean(gains) + half], rel=1e-4),
+    }
+    assert found["unfinished"] == {}
+
+
+def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
+    """Eight images, two epochs, or two updates of four."""
+    _, out, said = whole
+    passes = {(work["run"], work["stage"]): work["image_passes"] for work in read(out)["stages"]}
+    assert passes["toy", "cam"] == passes["toy+affinitynet", "segment"] == {"1": 16, "3": 16}
+    assert passes["toy+affinitynet", "affinity"] == {"1": 8, "3": 8}
+    assert passes["toy", "maps"] is None
+    assert "localise: 16 in every recipe that has it; refine: 8 in every recipe that has it; segment: 16" in said
+
+
+def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
+    data, out, said = whole
+    assert said.count("cam: running") == said.count("maps: running") == 2
+    for seed in (1, 3):
+        for stage, source in (("cam", "cam"), ("maps", "maps"), ("unrefined_masks", "masks")):
+            manifest = json.loads((out / f"toy+affinitynet/seed-{seed}" / stage / "manifest.json").read_text())
+            assert manifest["reused_from"] == str((out / f"toy/seed-{seed}" / source).resolve())
+    recipe = out / "toy+affinitynet" / "seed-3" / "recipe.yaml"
+    done = process("run", recipe, "--data", data, "--out", tmp_path / "alone")
+    assert done.returncode == 0, done.stderr
+    assert artifacts(tmp_path / "alone") == artifacts(out / "toy+affinitynet" / "seed-3")
+
+
+def test_progress_says_which_run_of_how_many(whole: tuple[Path, Path, str]) -> None:
+    lines = [TITLE.fullmatch(line) for line in whole[2].splitlines()]
+    assert [match.groups()[:4] for match in lines if match] == [
+        ("1", "4", "toy", "3"),
+        ("2", "4", "toy+affinitynet", "3"),
+        ("3", "4", "toy", "1"),
+        ("4", "4", "toy+affinitynet", "1"),
+    ]
+    assert [bool(match[5]) for match in lines if match] == [False, True, True, True]
+
+
+def test_pages_for_people(whole: tuple[Path, Path, str]) -> None:
+    _, out, said = whole
+    html, markdown = ((out / f"compare.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert not re.search(r"""src=["'](?!data:)|<link|<script""", html), "the page needs nothing from anywhere"
+    links = re.findall(r'href="([^#"][^"]*)"', html)
+    assert len(links) == 4
+    assert all((out / link.replace("%2B", "+")).is_file() for link in links)
+    mean = next(row["mean"] for row in read(out)["rows"] if row["what"] == "final masks")
+    for text in (html, markdown, said):
+        assert f"{100 * mean:.1f}" in text
+        assert "Walk + CRF" in text
+    assert f"| final masks | score | toy | CAM + CRF | {100 * mean:.1f} |" in markdown
+    assert "paired t interval" in html
+    assert "paired t interval" in markdown
+
+
+def test_a_finished_comparison_does_nothing_again(
+    whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path, copy_tree: Any
+) -> None:
+    data, out, _ = whole
+    copy = copy_tree(out, tmp_path / "out")
+    answer = weakseg(*arguments(data, copy))
+    assert answer.status == 0, answer.err
+    assert ": running" not in answer.out
+    assert artifacts(copy) == artifacts(out)
+
+
+def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
+    data, expected, _ = whole
+    out = tmp_path / "out"
+    for run in ("toy/seed-1", "toy/seed-3", "toy+affinitynet/seed-3"):
+        shutil.copytree(expected / run, out / run)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for point in (("seed-1/maps/manifest.json", "1"), ("seed-1/masks/masks/", "3"), ("compare.json", "4")):
+        command = [sys.executable, str(KILLED), *point, *arguments(data, out)]
+        killed = subprocess.run(command, env=environment, capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, f"never came to {point}"
+    done = process(*arguments(data, out))
+    assert done.returncode == 0, done.stderr
+    assert ": running" not in done.stdout
+    found, wanted = artifacts(out), artifacts(expected)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if wanted[name] != found[name] and name != "compare.json"] == []
+    assert read(out)["rows"] == read(expected)["rows"]
+
+
+def test_two_comparisons_in_one_folder_refuse_each_other(
+    whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "compare.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        answer = weakseg(*arguments(whole[0], tmp_path / "out"))
+    assert answer.status == 1
+    assert "Error: Another comparison is at work in" in answer.err
+
+
+def test_a_mistake_in_one_recipe_does_not_stop_the_others(
+    whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path, copy_tree: Any
+) -> None:
+    data, out, _ = whole
+    copy = copy_tree(out, tmp_path / "out")
+    lost = "toy-supervised:segment.model.backbone.weights=gone.pth"
+    words = ["compare", "toy-supervised", "toy", "--data", data, "--out", copy, "--seeds", "1"]
+    answer = weakseg(*words, *set_options(*TINY, lost))
+    assert answer.status == 1
+    assert "Error: 1 of 2 runs failed." in answer.err
+    assert f"{copy / 'toy-supervised' / 'seed-1'}: The weights gone.pth do not exist." in answer.err
+    assert "Missing: toy-supervised, seed 1." in answer.out
+    found = read(copy)
+    assert list(found["unfinished"]) == ["toy-supervised, seed 1"]
+    assert {row["run"] for row in found["rows"]} == {"toy"}
+    assert all(row["deviation"] is None for row in found["rows"]), "one seed says nothing of chance"
+
+
+def test_a_setting_for_one_recipe(whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path, copy_tree: Any) -> None:
+    data, out, _ = whole
+    shutil.copytree(out / "toy", tmp_path / "out" / "toy")
+    words = ["compare", "toy", "toy-supervised", "--data", data, "--out", tmp_path / "out", "--seeds", "1"]
+    answer = weakseg(*words, *set_options(*TINY, "toy-supervised:segment.train.epochs=1"))
+    assert answer.status == 0, answer.err
+    assert "segment: not equal (toy 16, toy-supervised 8)" in answer.out
+    assert "cam: finished before, skipped" in answer.out
+    rows = {(row["what"], row["split"], row["run"]): row["difference"] for row in read(tmp_path / "out")["rows"]}
+    assert rows["segmenter", "val", "toy"] is None
+    assert rows["segmenter", "val", "toy-supervised"]["interval"] is None
+
+
+@pytest.fixture
+def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Iterator[Any]:
+    """What a comparison answers that must fail before it has written anything."""
+
+    def compare(*words: str, data: Path = tiny_voc) -> str:
+        answer = weakseg("compare", *words, "--data", data, "--out", tmp_path / "out", *set_options(TINY[-1]))
+        assert answer.status == 1
+        assert answer.err.startswith("Error: ")
+        return str(answer.err)
+
+    yield compare
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["toy", "camm"], 'There is no recipe "camm". Did you mean "cam"?'),
+        (["toy", "cam", "toy"], "The recipe toy is there twice"),
+        (["toy", "--refine", "none,afinitynet"], 'There is no recipe "afinitynet". Did you mean "affinitynet"?'),
+        (["toy", "--refine", "none,none"], "The refiner none is there twice"),
+        (["toy", "--refine", "cam"], 'The recipe "cam" refines nothing'),
+        (["toy", "--seeds", "0,1,0"], "The seed 0 is there twice"),
+        (["toy", "--seeds", "zero"], "--seeds zero: write numbers from 0 on, such as 0,1,2"),
+        (["toy", "--set", "seed=2"], "give the seeds of a comparison with --seeds"),
+        (["toy", "--set", "affinity.train.epochs=2"], "no recipe of this comparison has such a stage or setting"),
+        (["toy", "--set", "cam:maps.stride=2"], "The stages are: toy: cam, maps, masks, segment, scores"),
+        (["toy", "--set", "cam.train.epoch=2"], 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
+        (["toy", "--set", "nonsense"], "write it as key=value"),
+    ],
+)
+def test_what_cannot_be_compared(refused: Any, words: list[str], message: str) -> None:
+    assert message in refused(*words)
+
+
+def test_without_masks_there_is_nothing_to_compare(refused: Any, tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "unmeasurable", masks=False)
+    assert "unmeasurable has no masks to measure on, so there is nothing to compare" in refused("toy", data=data)
