@@ -11,12 +11,12 @@ from weakseg.pipeline.recipe import Recipe, load_recipe
 from weakseg.pipeline.refining import with_refinement, without_refinement
 
 
-def inputs(recipe: Recipe) -> dict[str, list[str]]:
+def inputs(recipe: Recipe) -> dict[str, set[str]]:
     """What every stage reads; each must come before."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, set[str]] = {}
     for name, stage in recipe.stages.items():
         assert set(stage.inputs()) <= set(found)
-        found[name] = stage.inputs()
+        found[name] = set(stage.inputs())
     return found
 
 
@@ -31,15 +31,15 @@ def test_a_refinement_is_put_between_maps_and_masks(tmp_path: Path) -> None:
     both = with_refinement(cam, affinitynet)
     assert both.name == "cam+affinitynet"
     assert inputs(both) == {
-        "cam": [],
-        "maps": ["cam"],
-        "unrefined_masks": ["maps"],
-        "affinity": ["maps"],
-        "walk": ["affinity", "maps"],
-        "walked": ["walk"],
-        "masks": ["walk"],
-        "segment": ["masks", "cam"],
-        "scores": ["masks", "segment", "unrefined_masks", "walked"],
+        "cam": set(),
+        "maps": {"cam"},
+        "unrefined_masks": {"maps"},
+        "affinity": {"maps"},
+        "walk": {"affinity", "maps"},
+        "walked": {"walk"},
+        "masks": {"walk"},
+        "segment": {"masks", "cam"},
+        "scores": {"masks", "segment", "unrefined_masks", "walked"},
     }
     assert both.stages["unrefined_masks"] == cam.stages["masks"]
     assert both.stages["affinity"] == affinitynet.stages["affinity"]
@@ -57,9 +57,9 @@ def test_what_a_recipe_calls_its_stages_does_not_matter(tmp_path: Path) -> None:
     text = text.replace("method: see", "method: cam")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     mine = with_refinement(load_recipe(str(tmp_path / "mine.yaml")), load_recipe("affinitynet"))
-    assert inputs(mine)["walk"] == ["affinity", "heat"]
-    assert inputs(mine)["paint"] == ["walk"]
-    assert inputs(mine)["segment"] == ["paint", "see"]
+    assert inputs(mine)["walk"] == {"affinity", "heat"}
+    assert inputs(mine)["paint"] == {"walk"}
+    assert inputs(mine)["segment"] == {"paint", "see"}
 
 
 def test_without_crf_the_walked_masks_are_the_final_ones() -> None:
@@ -72,11 +72,11 @@ def test_taken_away_it_leaves_the_recipe_that_was_refined() -> None:
     plain = without_refinement(load_recipe("affinitynet"))
     assert plain.name == "affinitynet-unrefined"
     assert inputs(plain) == {
-        "cam": [],
-        "maps": ["cam"],
-        "cam_masks": ["maps"],
-        "segment": ["cam_masks", "cam"],
-        "scores": ["cam_masks", "segment"],
+        "cam": set(),
+        "maps": {"cam"},
+        "cam_masks": {"maps"},
+        "segment": {"cam_masks", "cam"},
+        "scores": {"cam_masks", "segment"},
     }
     scores = plain.stages["scores"].model_dump()
     assert scores["curves"] == {"CAM": "cam_masks"}
@@ -92,7 +92,7 @@ def test_final_masks_that_lose_their_refinement_say_so() -> None:
     plain = without_refinement(load_recipe("affinitynet", ["cam_masks.crf=null"]))
     scores = plain.stages["scores"].model_dump()
     assert scores["masks"] == {"CAM + CRF": "cam_masks", "Walk + CRF without refinement": "masks"}
-    assert inputs(plain)["masks"] == ["maps"]
+    assert inputs(plain)["masks"] == {"maps"}
 
 
 def test_a_refinement_replaces_another() -> None:

@@ -126,17 +126,15 @@ def final_masks(stages: Mapping[str, Stage]) -> str | None:
 
 def _fitted(refiner: Recipe, refining: Mapping[str, Stage], plain: Recipe, masks: Masks) -> Iterator[tuple[str, Stage]]:
     """The refining stages of another recipe, reading the maps and the localiser of this one."""
-    maps = plain.stages[masks.maps]
-    own = {"maps": masks.maps, "localise": next(iter(maps.inputs()), None)}
+    own = {"maps": masks.maps}
+    own |= {reference.artifact: reference.stage for reference in plain.stages[masks.maps].references()}
     for name, stage in refining.items():
         instead: dict[str, str] = {}
-        for source in stage.inputs():
-            if source in refining:
-                continue
-            found = own.get(refiner.stages[source].kind)
-            if found is None:
-                raise WeaksegError(
-                    f'The stage "{name}" of "{refiner.name}" reads "{source}", which "{plain.name}" has not.'
-                )
-            instead[source] = found
+        for key, source, artifact in stage.references():
+            if source not in refining:
+                if artifact not in own:
+                    raise WeaksegError(
+                        f'{refiner.name}: {name}.{key} reads "{source}", and "{plain.name}" has nothing like it.'
+                    )
+                instead[source] = own[artifact]
         yield name, stage.reading(instead)
