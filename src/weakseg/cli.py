@@ -288,6 +288,31 @@ def report(
     print(f"Report: {path}")
 
 
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A published .pth, .params or .caffemodel file.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write to.")],
+    as_: Annotated[
+        str | None, typer.Option("--as", help="What it is, see docs/checkpoints.md. Default: recognised.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="A file with one class per line. Default: VOC's 20.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint that a paper's authors published into a model folder or into backbone weights.
+
+    \b
+    Examples:
+      weakseg convert res38_cls.pth --to models/affinitynet-cam
+      weakseg convert ilsvrc-cls_rna-a1_cls1000_ep-0001.params --to weights
+      weakseg convert mine.pth --as irnet-cam --classes names.txt --to models/mine
+    """
+    from weakseg.pipeline.convert import convert as convert_checkpoint
+    from weakseg.pipeline.convert import read_classes
+
+    print(convert_checkpoint(checkpoint, to, as_, None if classes is None else read_classes(classes)))
+
+
 @data_app.command("check")
 def check(
     data: Annotated[Path, typer.Argument(help="Folder of the data set.")],

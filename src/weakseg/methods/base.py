@@ -1,7 +1,8 @@
 """What a method offers to the rest of the library, and how its file is found by name.
 
 A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>`, `REFINER = <class>` or
-`SEGMENTER = <class>`. Nothing else has to be registered anywhere.
+`SEGMENTER = <class>`. If its authors published weights, `CHECKPOINTS = [Checkpoint(…), …]` says how to read them,
+and `weakseg convert` turns them into a model folder. Nothing else has to be registered anywhere.
 
 Their constructors take `load_weights=False` where the weights come from a file afterwards, so that none are
 loaded twice.
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from weakseg.data.transforms import Augmentation
 
 __all__ = [
-    "Batch", "Evidence", "Image", "Kind", "Localiser", "Refiner", "Segmenter", "Settings", "Trainable", "find_method",
-    "methods",
+    "Batch", "Checkpoint", "Evidence", "Image", "Kind", "Localiser", "Reading", "Refiner", "Segmenter", "Settings",
+    "Trainable", "checkpoints", "find_method", "methods",
 ]  # fmt: skip
 
 Kind = Literal["LOCALISER", "REFINER", "SEGMENTER"]
@@ -37,6 +40,35 @@ Image = npt.NDArray[np.uint8]
 """RGB, (H, W, 3)."""
 Evidence = Mapping[str, npt.NDArray[Any]]
 """What a refiner learns from one image, as named arrays."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a published checkpoint holds, in terms of a method: `state` has the names of its network.
+
+    `num_classes` is C, or None for a network that does not know of classes. `ignored` are the tensors of the file that
+    are left out because the network has no use for them, `inference` are the settings that the authors predict with.
+    """
+
+    settings: Settings
+    num_classes: int | None
+    state: Mapping[str, Tensor]
+    ignored: Sequence[str] = ()
+    inference: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A kind of checkpoint that the authors of a method published.
+
+    `matches` is told the names of all tensors in a file. `read` is given the tensors; what it raises as `WeaksegError`
+    ends the sentence "FILE is not ABOUT: …". What is missing, or of another shape, it need not notice.
+    """
+
+    name: str
+    about: str
+    matches: Callable[[Collection[str]], bool]
+    read: Callable[[Mapping[str, Tensor]], Reading]
 
 
 class Trainable(Protocol):
@@ -128,3 +160,13 @@ def find_method(kind: Kind, name: str) -> type[Any]:
     if name not in known:
         raise WeaksegError(f'There is no {kind.lower()} "{name}". There are: {", ".join(sorted(known))}.')
     return known[name]
+
+
+def checkpoints() -> list[tuple[Kind, str, Checkpoint]]:
+    """All published checkpoints that can be read, with the kind and the name of the method they belong to."""
+    found: list[tuple[Kind, str, Checkpoint]] = []
+    for kind in get_args(Kind):
+        for name, method in methods(kind).items():
+            module = sys.modules[method.__module__]
+            found += [(kind, name, checkpoint) for checkpoint in getattr(module, "CHECKPOINTS", ())]
+    return found

@@ -19,7 +19,8 @@ or VGG-16 at stride 8: half of the channels of f are dropped in training. For VG
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,6 @@ from weakseg.errors import WeaksegError
 from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.models.weights import read_state
 
 
 class CAM(nn.Module):
@@ -96,20 +96,27 @@ _IRNET_ALIASES = [
 ]
 
 
-def read_irnet_cam(path: Path) -> dict[str, Tensor]:
-    """The state of a `CAM` with the backbone "resnet50" from a checkpoint of IRNet's CAM network.
+def read_irnet_cam(state: Mapping[str, Tensor]) -> base.Reading:
+    """A `CAM` with the backbone "resnet50" from a checkpoint of IRNet's CAM network.
 
-    Raises `WeaksegError` for names that such a file does not have, and for copies of one tensor that differ. What
-    is missing shows when the state is loaded.
+    Raises `WeaksegError` for names that such a file does not have, and for copies of one tensor that differ.
     """
-    state: dict[str, Tensor] = {}
-    for name, tensor in read_state(path).items():
+    own: dict[str, Tensor] = {}
+    for name, tensor in state.items():
         own_name = _irnet_name(name)
         if own_name is None:
-            raise WeaksegError(f"{path} is no checkpoint of IRNet's CAM network: it has a tensor {name}.")
-        if not torch.equal(state.setdefault(own_name, tensor), tensor):
-            raise WeaksegError(f"{path} contradicts itself: its copies of {own_name} differ ({name} is one of them).")
-    return state
+            raise WeaksegError(f"it has a tensor {name}")
+        if not torch.equal(own.setdefault(own_name, tensor), tensor):
+            raise WeaksegError(f"its copies of {own_name} differ, {name} is one of them")
+    settings = CAM.Settings()
+    settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": None})})
+    return base.Reading(settings, _num_classes(own), own, inference={"scales": (1.0, 0.5, 1.5, 2.0), "threshold": 0.15})
+
+
+def _num_classes(state: Mapping[str, Tensor]) -> int:
+    if "classifier.weight" not in state:
+        raise WeaksegError("it has no classifier")
+    return len(state["classifier.weight"])
 
 
 def _irnet_name(name: str) -> str | None:
@@ -124,4 +131,36 @@ def _irnet_name(name: str) -> str | None:
     return None
 
 
+def _read_affinitynet(state: Mapping[str, Tensor], backbone: str, map_power: float) -> base.Reading:
+    own = {
+        "classifier.weight" if name == "fc8.weight" else f"backbone.{name}": tensor for name, tensor in state.items()
+    }
+    settings = CAM.Settings(
+        backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
+        form="affinitynet",
+        map_power=map_power,
+    )
+    return base.Reading(settings, _num_classes(own), own, inference={"scales": (1.0, 0.5, 1.5, 2.0), "threshold": 0.2})
+
+
 LOCALISER = CAM
+CHECKPOINTS = [
+    base.Checkpoint(
+        "irnet-cam",
+        "IRNet's CAM network (res50_cam.pth)",
+        lambda names: "resnet50.conv1.weight" in names and all(_irnet_name(name) for name in names),
+        read_irnet_cam,
+    ),
+    base.Checkpoint(
+        "affinitynet-cam-resnet38",
+        "AffinityNet's classifier with ResNet-38 (res38_cls.pth)",
+        lambda names: {"b2.conv_branch1.weight", "fc8.weight"} <= set(names) and "f9.weight" not in names,
+        partial(_read_affinitynet, backbone="resnet38", map_power=1.0),
+    ),
+    base.Checkpoint(
+        "affinitynet-cam-vgg16",
+        "AffinityNet's classifier with VGG-16 (vgg16_cls.pth)",
+        lambda names: {"conv5_3.weight", "fc8.weight"} <= set(names) and "f9.weight" not in names,
+        partial(_read_affinitynet, backbone="vgg16", map_power=0.5),
+    ),
+]

@@ -18,7 +18,8 @@ labels that is extra supervision, so nothing here uses them unless a recipe name
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,8 +32,8 @@ from weakseg.labels import VOID
 from weakseg.methods import base
 from weakseg.models.aspp import ASPP
 from weakseg.models.norm import FixedBatchNorm2d
+from weakseg.models.originals import read_caffe_deeplab
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.models.weights import read_state
 from weakseg.ops.resize import resize_labels
 from weakseg.parallel import mean_over_ranks
 
@@ -151,21 +152,47 @@ def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The state of a `DeepLab` with `multi_scale` and the backbone "deeplab_resnet101" from a published PyTorch
-    checkpoint of DeepLab v2 (`deeplabv2_resnet101_msc-*.pth`).
+def read_published(state: Mapping[str, Tensor]) -> base.Reading:
+    """A `DeepLab` with `multi_scale` and the backbone "deeplab_resnet101" from a PyTorch checkpoint of DeepLab v2.
 
-    Raises `WeaksegError` for names that such a file does not have. What is missing shows when the state is loaded.
+    Raises `WeaksegError` for names that such a file does not have.
     """
-    state = {}
-    for name, tensor in read_state(path).items():
+    own = {}
+    for name, tensor in state.items():
         if not name.startswith((f"{PUBLISHED_PREFIX}layer", f"{PUBLISHED_PREFIX}aspp.")):
-            raise WeaksegError(
-                f"{path} is no checkpoint of DeepLab v2 with multi-scale inputs: it has a tensor {name}."
-            )
-        own_name = name.removeprefix(PUBLISHED_PREFIX)
-        state[own_name if own_name.startswith("aspp.") else f"backbone.{own_name}"] = tensor
-    return state
+            raise WeaksegError(f"it has a tensor {name}")
+        own[name.removeprefix(PUBLISHED_PREFIX)] = tensor
+    return _reading(own)
+
+
+def read_caffe(state: Mapping[str, Tensor]) -> base.Reading:
+    """The same from the authors' Caffe model."""
+    renamed = read_caffe_deeplab(state)
+    return replace(_reading(renamed.state), ignored=renamed.ignored)
+
+
+def _reading(state: Mapping[str, Tensor]) -> base.Reading:
+    if "aspp.c0.bias" not in state:
+        raise WeaksegError("it has no classifier aspp.c0")
+    settings = DeepLab.Settings(
+        backbone=BackboneSettings(name="deeplab_resnet101", output_stride=8, weights=None), multi_scale=True
+    )
+    own = {name if name.startswith("aspp.") else f"backbone.{name}": tensor for name, tensor in state.items()}
+    return base.Reading(settings, len(state["aspp.c0.bias"]) - 1, own, inference={"crf": "deeplab"})
 
 
 SEGMENTER = DeepLab
+CHECKPOINTS = [
+    base.Checkpoint(
+        "deeplab-v2",
+        "DeepLab v2 in PyTorch (deeplabv2_resnet101_msc-*.pth)",
+        lambda names: {f"{PUBLISHED_PREFIX}layer1.conv1.conv.weight", f"{PUBLISHED_PREFIX}aspp.c0.bias"} <= set(names),
+        read_published,
+    ),
+    base.Checkpoint(
+        "deeplab-v2-caffe",
+        "DeepLab v2 in Caffe (train2_iter_20000.caffemodel)",
+        lambda names: {"res2a_branch1/0", "fc1_voc12_c0/0"} <= set(names),
+        read_caffe,
+    ),
+]

@@ -54,7 +54,7 @@ class BackboneSettings(Settings):
     weights: str | None = Field(
         default="imagenet",
         description='"imagenet" (torchvision\'s, downloaded once), the path of a .pth or .safetensors file with '
-        "torchvision's names, or null: random",
+        "torchvision's names or of one of the originals in docs/backbones.md, or null: random",
     )
     frozen_stages: int = Field(
         default=0, ge=0, le=5, description="how many of the five stages, from the first, do not learn"

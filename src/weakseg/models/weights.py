@@ -7,7 +7,7 @@ import http.client
 import logging
 import os
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from weakseg.errors import WeaksegError
 from weakseg.files import atomic_path
 from weakseg.models.backbone import Backbone
+from weakseg.models.caffe import read_caffe
+from weakseg.models.mxnet import read_mxnet
+from weakseg.models.originals import ORIGINALS
 from weakseg.progress import Progress
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
@@ -28,7 +31,7 @@ IMAGENET_FILES = {
     "mobilenet_v2": "mobilenet_v2-b0353104.pth",
 }
 
-CLASSIFIER_PREFIXES = ("fc.", "classifier.")
+CLASSIFIER_PREFIXES = ("fc.", "fc8.", "classifier.")
 MAX_WEIGHTS_BYTES = 4 * 1024**3
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
@@ -37,30 +40,46 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(backbone: Backbone, path: Path) -> None:
-    """Fill `backbone` from a `.safetensors` file or a `.pth` file of plain tensors with torchvision's names.
+    """Fill `backbone` from a `.safetensors` file or a `.pth` file of plain tensors with torchvision's names, or from
+    one of the `ORIGINALS`.
 
-    A classifier (`fc.*`, `classifier.*`) is dropped and logged, a leading `module.` is removed, and the counters
-    `num_batches_tracked`, which nothing uses, may be missing. Raises `WeaksegError` for an unreadable file, or for
-    missing, foreign or differently shaped tensors; the backbone is then unchanged.
+    A classifier (`fc.*`, `fc8.*`, `classifier.*`) is dropped and logged, a leading `module.` is removed, and the
+    counters `num_batches_tracked`, which nothing uses, may be missing. Raises `WeaksegError` for an unreadable file,
+    or for missing, foreign or differently shaped tensors; the backbone is then unchanged.
     """
-    state = read_state(path)
+    state = own_names(path, read_state(path))
     classifier = sorted(name for name in state if name.startswith(CLASSIFIER_PREFIXES))
     for name in classifier:
         del state[name]
     if classifier:
         logger.info("%s: the classifier was left out (%s).", path, ", ".join(classifier))
-    _check_names_and_shapes(path, state, backbone.state_dict())
+    if fault := check_names_and_shapes(state, backbone.state_dict()):
+        raise WeaksegError(f"{path} does not fit this backbone. Tensors {fault}. Is it the file of another network?")
     backbone.load_state_dict(state, strict=False)
 
 
+def own_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a backbone with the names of one of the `ORIGINALS` under our names; any other as it is."""
+    for original in ORIGINALS:
+        if original.matches(state):
+            try:
+                renamed = original.read(state)
+            except WeaksegError as error:
+                raise WeaksegError(f"{path} is not quite {original.about}: {error}.") from None
+            logger.info("%s is %s; left out: %s.", path, original.about, ", ".join(renamed.ignored) or "nothing")
+            return renamed.state
+    return state
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a `.safetensors` or `.pth` file on the CPU, without `module.` prefixes; runs no code of
-    the file. Raises `WeaksegError` where it is anything else than a flat table of tensors."""
+    """The named tensors of a `.safetensors`, `.pth`, `.params` (MXNet) or `.caffemodel` (Caffe) file on the CPU,
+    without `module.` prefixes; runs no code of the file. Raises `WeaksegError` where it is anything else than a flat
+    table of tensors."""
     if not path.is_file():
         raise WeaksegError(f"The weights {path} do not exist.")
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise WeaksegError(f"{path} is larger than {MAX_WEIGHTS_BYTES >> 30} GiB; no weights of ours are.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = READERS.get(path.suffix, _read_torch)(path)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -91,8 +110,20 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _check_names_and_shapes(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".safetensors": _read_safetensors,
+    ".params": read_mxnet,
+    ".caffemodel": read_caffe,
+}
+"""By suffix; everything else is taken for a file of `torch.save`."""
+
+
+def check_names_and_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Which tensors are missing from `state`, unknown or of another shape than `expected`; "" where all fit.
+
+    Counters may be missing.
+    """
+    missing = [name for name in expected if name not in state and not is_counter(name)]
     foreign = [name for name in state if name not in expected]
     reshaped = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
@@ -100,9 +131,12 @@ def _check_names_and_shapes(path: Path, state: Mapping[str, Tensor], expected: M
         if name in state and state[name].shape != tensor.shape
     ]
     faults = [("missing", missing), ("unknown", foreign), ("of another shape", reshaped)]
-    found = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults if names)
-    if found:
-        raise WeaksegError(f"{path} does not fit this backbone. Tensors {found}. Is it the file of another network?")
+    return "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults if names)
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor only counts batches, which old files do not have and nothing here uses."""
+    return name.endswith("num_batches_tracked")
 
 
 def _some(names: list[str], limit: int = 3) -> str:
@@ -119,6 +153,12 @@ def imagenet_weights(name: str, *, base_url: str = TORCHVISION_URL, folder: Path
 
     Raises `WeaksegError` where the backbone has none, the server cannot be reached, or the SHA-256 is wrong.
     """
+    for original in ORIGINALS:
+        if name in original.backbones and original.pretraining == "ImageNet":
+            raise WeaksegError(
+                f'The ImageNet weights for the backbone "{name}" are nowhere to be downloaded automatically. Get '
+                f"{original.about} and set weights to its path, or set weights: null to start from random ones."
+            )
     if name not in IMAGENET_FILES:
         raise WeaksegError(
             f'There are no ImageNet weights for the backbone "{name}". Set weights: null to start from random ones.'
