@@ -145,6 +145,7 @@ def compare(
     \b
     Examples:
       weakseg compare cam supervised --data photos --out runs/compare
+      weakseg compare cam --refine none,affinitynet --data VOC2012 --out runs/walk --set affinity.train.epochs=2
       weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
     """
     from weakseg.data.opening import open_dataset

@@ -22,11 +22,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def in_two_processes(process: Any, data: Path, out: Path, *settings: str) -> Any:
-    """`weakseg run toy` under torchrun."""
+def in_two_processes(
+    process: Any, data: Path, out: Path, *settings: str, command: tuple[str, ...] = ("run", "toy")
+) -> Any:
+    """`weakseg run toy`, or another command, under torchrun."""
     port = f"--master-port={free_port()}"
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", port)
-    arguments = ("run", "toy", "--data", data, "--out", out, *set_options(*TINY, *settings))
+    arguments = (*command, "--data", data, "--out", out, *set_options(*TINY, *settings))
     return process("-m", "weakseg", *arguments, module=torchrun, GLOO_SOCKET_IFNAME="lo")
 
 
@@ -104,3 +106,16 @@ def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: 
     assert done.returncode != 0
     assert "A batch of 3 images cannot be shared equally by 2 processes" in done.stderr
     assert "choose a batch size that 2 divides." in done.stderr
+
+
+def test_a_comparison_in_two_processes(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "out", ("compare", "toy", "toy-supervised", "--seeds", "2")
+    done = in_two_processes(process, tiny_voc, out, command=command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[2/2] toy-supervised, seed 2") == 1, "only the first process speaks"
+    assert done.stdout.count("Comparison: ") == 1
+    manifest = json.loads((out / "toy-supervised" / "seed-2" / "segment" / "manifest.json").read_text())
+    assert manifest["processes"] == 2
+    table = json.loads((out / "compare.json").read_text())
+    assert table["unfinished"] == {}
+    assert {row["run"] for row in table["rows"]} == {"toy", "toy-supervised"}
