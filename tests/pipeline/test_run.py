@@ -93,6 +93,7 @@ def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
         ("scores.curves={}", ["cam", "maps", "masks", "segment"]),
         ("seed=1", []),
         ("data.images_per_class=3", []),
+        ("segment.images_per_class=3", ["cam", "maps", "masks"]),
     ],
 )
 def test_a_change_runs_just_what_depends_on_it(copied: tuple[Path, Path], override: str, still_good: list[str]) -> None:
@@ -268,3 +269,11 @@ def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
     other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
     with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
         carried_out(data, tmp_path / "run", "segment.backbone_from=cam", other)
+
+
+def test_a_stage_may_learn_from_a_balanced_part_while_masks_are_made_for_all(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    carried_out(write_tiny_voc(tmp_path / "data"), root, "cam.images_per_class=2")
+    updates = (root / "cam" / "train.jsonl").read_text().splitlines()
+    assert len(updates) == 2  # four images, one batch, in each of the two epochs; all eight would make four
+    assert len(list((root / "masks" / "masks").iterdir())) == 8

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from weakseg import parallel
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.images import file_stamp
+from weakseg.data.loading import balanced_subset
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind, find_method
@@ -114,6 +115,9 @@ class Learning(Stage):
     method_kind: ClassVar[Kind]
     method: str
     model: dict[str, Any] = Field(default_factory=dict)
+    images_per_class: int | None = Field(
+        default=None, gt=0, description="learn from a balanced part of the images: at most so many of a class"
+    )
     augment: Augmentation
     train: TrainSettings
 
@@ -127,6 +131,12 @@ class Learning(Stage):
 
     def prepare(self, context: Context) -> None:
         self._network(context)
+
+    def samples(self, context: Context) -> Sequence[Sample]:
+        """The samples of the training split that are learned from."""
+        if self.images_per_class is None:
+            return context.train
+        return balanced_subset(context.train, self.images_per_class, context.seed)
 
     def initialise(self, context: Context, network: Any) -> None:
         """Change the weights that the network starts from."""

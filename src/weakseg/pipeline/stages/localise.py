@@ -21,7 +21,8 @@ class Localise(Learning):
 
     def run(self, context: Context, folder: Path) -> None:
         num_classes = len(context.dataset.classes)
-        model = self.learn(context, folder, TaggedImages(context.train, num_classes, self.augment, context.seed))
+        images = TaggedImages(self.samples(context), num_classes, self.augment, context.seed)
+        model = self.learn(context, folder, images)
         if parallel.rank() == 0:
             save_model(folder / MODEL_FOLDER, model)
 

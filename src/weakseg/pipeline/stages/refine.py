@@ -38,13 +38,13 @@ class Refine(Learning):
         self._write_evidence(context, folder, partial(method.evidence, settings))
         view = partial(method.training_sample, settings)
         prepare = partial(training_sample, folder, view, self.augment)
-        model = self.learn(context, folder, PreparedImages(context.train, prepare, context.seed))
+        model = self.learn(context, folder, PreparedImages(self.samples(context), prepare, context.seed))
         if parallel.rank() == 0:
             save_model(folder / MODEL_FOLDER, model)
 
     def _write_evidence(self, context: Context, folder: Path, evidence: Any) -> None:
         source = context.folder(self.maps)
-        mine = parallel.share(context.train)
+        mine = parallel.share(self.samples(context))
         waiting = [sample for sample in mine if not evidence_path(folder, sample).exists()]
 
         def write(sample: Sample) -> None:

@@ -49,7 +49,7 @@ class Segment(Learning):
 
     def run(self, context: Context, folder: Path) -> None:
         read = ground_truth if self.masks is None else partial(pseudo_mask, context.folder(self.masks))
-        images = MaskedImages(context.train, read, self.augment, context.seed)
+        images = MaskedImages(self.samples(context), read, self.augment, context.seed)
         model = self.learn(context, folder, images)
         if parallel.rank() == 0:
             save_model(folder / MODEL_FOLDER, replace(model, inference=self.inference.model_dump(mode="json")))
