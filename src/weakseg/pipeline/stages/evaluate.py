@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
@@ -26,13 +26,18 @@ class Evaluate(Stage):
 
     `curves` are stages of pseudo-masks, whose threshold curve over the activation maps is reported; `masks` the same
     stages' pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
-    the score split as well.
+    the score split as well. A title over null is no row; a recipe says so of rows that it does not want to inherit.
     """
 
     kind: Literal["evaluate"] = "evaluate"
     curves: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
     masks: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
     segmenters: Annotated[dict[str, str], Reads("segmenter")] = Field(default_factory=dict)
+
+    @field_validator("curves", "masks", "segmenters", mode="before")
+    @classmethod
+    def _without_null(cls, rows: Any) -> Any:
+        return {title: stage for title, stage in rows.items() if stage is not None} if isinstance(rows, dict) else rows
 
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []

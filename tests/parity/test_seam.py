@@ -1,0 +1,201 @@
+"""SEAM against its reference (seam.md section 9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weakseg.methods.seam import (
+    SEAM,
+    Present,
+    best_only,
+    classification_loss,
+    compared_maps,
+    cross_loss,
+    equivariance_loss,
+    min_max_normalised,
+    minimum_loss,
+    normalised_scores,
+    resized,
+)
+from weakseg.methods.seam import View as SeamView
+from weakseg.models.registry import BackboneSettings
+from weakseg.ops.activation import normalise_image
+from weakseg.ops.pixelcorrelation import pixel_correlation
+
+RESNET38 = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))
+Vectors = dict[str, np.ndarray]
+
+
+def agrees(ours: Tensor, theirs: np.ndarray, tolerance: float, relative: bool = False) -> None:
+    assert ours.shape == theirs.shape
+    largest = np.abs(theirs).max() if relative else 1
+    assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance * largest
+
+
+def stats(tensor: Tensor) -> Tensor:
+    """Mean, population standard deviation, largest absolute value."""
+    values = tensor.detach().double()
+    return torch.stack([values.mean(), values.std(correction=0), values.abs().max()])
+
+
+def as_batch(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
+
+
+@pytest.fixture(scope="module")
+def state(parity: Any) -> dict[str, Tensor]:
+    """The weights of the vectors, which take seconds to make."""
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in SEAM(RESNET38, 20).state_dict().items()}
+    return {
+        name: torch.from_numpy(np.asarray(parity.fill.fill(name.removeprefix("backbone."), shape, 0, 1.0)))
+        for name, shape in shapes.items()
+    }
+
+
+def filled(state: dict[str, Tensor], vectors: Vectors) -> SEAM:
+    assert (vectors["fill_seed"], vectors["fill_gain"]) == (0, 1.0)
+    with torch.device("meta"):
+        network = SEAM(RESNET38, 20)
+    network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+    return network.eval()
+
+
+def test_scores_that_are_averaged(parity: Any) -> None:
+    vectors = parity("seam/cam_normalise")
+    agrees(normalised_scores(torch.from_numpy(vectors["raw"])), vectors["cam"], 1e-6)
+
+
+def test_norm(parity: Any) -> None:
+    vectors = parity("seam/functions")
+    maps = torch.from_numpy(vectors["norm_in"]).requires_grad_()
+    normalised = min_max_normalised(maps)
+    agrees(normalised, vectors["norm_out"], 1e-6)
+    normalised.backward(torch.from_numpy(vectors["norm_upstream"]))
+    assert maps.grad is not None
+    agrees(maps.grad, vectors["norm_grad"], 1e-5)
+
+
+def test_minimum_loss(parity: Any) -> None:
+    vectors = parity("seam/functions")
+    scores = torch.from_numpy(vectors["minpool_in"]).requires_grad_()
+    revised = torch.cat([torch.zeros_like(scores[:, :1]), scores], dim=1)
+    loss = minimum_loss(revised, torch.ones(2, 20, 1, 1))
+    assert loss.item() == pytest.approx(float(vectors["minpool_loss"]), abs=1e-6)
+    loss.backward()
+    assert scores.grad is not None
+    agrees(scores.grad, vectors["minpool_grad"], 1e-6)
+
+
+def test_best_class(parity: Any) -> None:
+    vectors = parity("seam/functions")
+    scores, expected = vectors["onehot_in"], vectors["onehot_out"]
+    agrees(best_only(torch.from_numpy(scores[:, 1:])), expected[:, 1:], 1e-6)
+    np.testing.assert_array_equal(scores[:, :1], expected[:, :1])
+
+
+def loss_terms(first: SeamView, second: SeamView, present: Present, tags: Tensor) -> dict[str, Tensor]:
+    """The losses by the reference's names."""
+    a1, b1, a2, b2 = compared_maps(first, second, present.given)
+    terms = {
+        "loss_cls1": F.multilabel_soft_margin_loss(first.scores, tags),
+        "loss_cls2": F.multilabel_soft_margin_loss(second.scores, tags),
+        "loss_rvmin1": minimum_loss(first.revised, present.given),
+        "loss_rvmin2": minimum_loss(second.revised, present.given),
+        "loss_er": equivariance_loss(a1, a2, 20),
+        "loss_ecr1": cross_loss(a2, b1, 20),
+        "loss_ecr2": cross_loss(a1, b2, 20),
+    }
+    minimum = (terms["loss_rvmin1"] + terms["loss_rvmin2"]) / 2
+    # The reference counts L_min as classification.
+    terms["loss_cls"] = classification_loss(first.scores, second.scores, tags) + minimum
+    terms["loss_ecr"] = terms["loss_ecr1"] + terms["loss_ecr2"]
+    terms["loss"] = terms["loss_cls"] + terms["loss_er"] + terms["loss_ecr"]
+    return terms
+
+
+@pytest.mark.parametrize("carried", ["present", "all"])
+def test_losses(parity: Any, carried: str) -> None:
+    """Whether absent classes are carried along makes no difference."""
+    vectors = parity("seam/losses")
+    tags = torch.from_numpy(vectors["label"])
+    every = Present(torch.arange(20).expand(2, 20), tags[:, :, None, None])
+    present = Present.of(tags) if carried == "present" else every
+    assert present.classes.shape[1] == (int(tags.sum(1).max()) if carried == "present" else 20)
+    leaves = {str(name): torch.from_numpy(vectors[str(name)]).requires_grad_() for name in vectors["leaf_names"]}
+
+    def view(maps: Tensor, revised: Tensor) -> SeamView:
+        kept = torch.cat([revised[:, :1], present.select(revised[:, 1:])], dim=1)
+        return SeamView(maps[:, 1:].mean((2, 3)), present.select(maps[:, 1:]), kept)
+
+    first, second = view(leaves["cam1"], leaves["cam_rv1"]), view(leaves["cam2"], leaves["cam_rv2"])
+    terms = loss_terms(first, second, present, tags)
+    values = dict(zip(vectors["terms"].tolist(), vectors["values"].tolist(), strict=True))
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(values, abs=1e-5)
+
+    for name, norms in zip(vectors["terms"].tolist(), vectors["term_grad_norm"], strict=True):
+        gradients = torch.autograd.grad(terms[name], list(leaves.values()), retain_graph=True, materialize_grads=True)
+        ours = [float(gradient.double().norm()) for gradient in gradients]
+        assert ours == pytest.approx(norms.tolist(), rel=1e-4), name
+    terms["loss"].backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None
+        agrees(leaf.grad, vectors[f"grad_{name}"], 1e-4, relative=True)
+
+
+@torch.no_grad()
+def test_network(parity: Any, state: dict[str, Tensor]) -> None:
+    vectors = parity("seam/network")
+    network = filled(state, vectors)
+    images = as_batch(vectors["images"])
+    stages = network.backbone(images)
+    raw = network.fc8(stages[-1])
+    agrees(raw, vectors["cam_low"], 1e-4, relative=True)
+    compared = network.compared(images, stages)
+    agrees(compared[:, ::3], vectors["pcm_feature"], 1e-4, relative=True)
+    normalised = normalised_scores(raw)
+    agrees(normalised, vectors["pcm_cam"], 1e-4, relative=True)
+    revised = pixel_correlation(normalised, network.f9(compared))
+    agrees(revised, vectors["pcm_out"], 1e-4, relative=True)
+    for low, name in ((raw, "cam"), (revised, "cam_rv")):
+        maps = resized(low, images.shape[2:])
+        agrees(maps[..., ::3, ::3], vectors[name], 1e-4, relative=True)
+        agrees(stats(maps), vectors[f"{name}_stats"], 1e-4, relative=True)
+    agrees(network.activation_maps(images), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
+
+
+def test_one_step_of_training(parity: Any, state: dict[str, Tensor]) -> None:
+    vectors = parity("seam/train_step")
+    network = filled(state, vectors)  # in evaluation mode, since the vectors are without dropout
+    images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimiser = torch.optim.SGD(network.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
+    losses = network.losses({"image": images, "tags": tags})
+    values = dict(zip(vectors["terms"].tolist(), vectors["values"].tolist(), strict=True))
+    assert losses["equivariance"].item() == pytest.approx(values["loss_er"], abs=1e-4)
+    assert losses["cross"].item() == pytest.approx(values["loss_ecr"], abs=1e-4)
+    assert (losses["classification"] + losses["minimum"]).item() == pytest.approx(values["loss_cls"], abs=1e-4)
+    sum(losses.values(), torch.zeros(())).backward()
+    optimiser.step()
+
+    learning = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    names = {
+        str(name) if (name.startswith(("fc8", "f8", "f9"))) else f"backbone.{name}" for name in vectors["step_names"]
+    }
+    assert learning == names
+    columns = (vectors[f"step_{column}"] for column in ("names", "grad_norm", "delta", "head"))
+    for name, norm, delta, head in zip(*columns, strict=True):
+        own = next(own for own in learning if own.removeprefix("backbone.") == name)
+        parameter = network.get_parameter(own)
+        assert parameter.grad is not None
+        assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-3), name
+        change = (parameter - before[own]).detach().double()
+        assert change.norm().item() == pytest.approx(delta[1], rel=1e-3), name
+        assert change.sum().item() == pytest.approx(delta[0], abs=1e-3), name
+        agrees(parameter.flatten()[:4], head, 1e-4, relative=True)
