@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weakseg.data.transforms import Augmentation
@@ -42,6 +42,7 @@ def gathered(features: torch.Tensor, radius: int) -> torch.Tensor:
     return torch.exp(-(flat[:, :, second] - flat[:, :, first][:, :, None]).abs().mean(1))
 
 
+@settings(max_examples=20)
 @given(
     size=st.tuples(st.integers(5, 12), st.integers(9, 13)),
     radius=st.integers(2, 5),
@@ -72,6 +73,7 @@ def test_identical_features_have_a_gradient_of_zero() -> None:
     assert (features.grad == 0).all()
 
 
+@settings(max_examples=10)
 @given(st.integers(0, 999))
 def test_kinds_of_pairs_by_their_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -160,7 +162,6 @@ def test_the_walk_fills_a_thing_and_stops_at_its_border() -> None:
     assert before[8:24, 24:44].mean() < 0.1
     assert after[1, 8:24, 24:44].mean() > 0.3, "spread over the half"
     assert after[1, :, 56:].max() < 1e-3, "and not over the other"
-    assert ActivationMaps.load  # what is saved is checked below
 
 
 def test_small_images_keep_their_maps(tmp_path) -> None:

@@ -2,17 +2,231 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from weakseg.data.transforms import Augmentation, Crop, View
-from weakseg.methods.affinitynet import Pairs, affinity_losses, pairs, view_labels
+from weakseg.methods.affinitynet import (
+    AffinityNet,
+    Pairs,
+    affinity_losses,
+    pair_affinities,
+    pairs,
+    view_labels,
+    with_background,
+)
+from weakseg.models.caffe_input import CaffeInput
+from weakseg.models.registry import BackboneSettings
+from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets
+
+Vectors = dict[str, np.ndarray]
+CPU = torch.device("cpu")
 
 
-def unpacked(vectors: dict[str, np.ndarray], kind: str) -> np.ndarray:
+def reference_name(name: str) -> str:
+    """The name that AffinityNet's program gives to one of our tensors."""
+    layers = {"0": "f8", "1": "gn8"}
+    parts = name.split(".")
+    if parts[0] == "reductions":
+        return f"{layers[parts[2]]}_{3 + int(parts[1])}.{parts[3]}"
+    return name.removeprefix("backbone.").replace("combination", "f9")
+
+
+def network(parity: Any, vectors: Vectors, backbone: str) -> AffinityNet:
+    settings = AffinityNet.Settings(
+        backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
+        group_norm=backbone == "vgg16_affinity",
+    )
+    net = AffinityNet(settings, 20)
+    shapes = {reference_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
+    net.load_state_dict({name: torch.from_numpy(np.asarray(state[reference_name(name)])) for name in net.state_dict()})
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def resnet38(parity: Any) -> AffinityNet:
+    return network(parity, parity("affinitynet/network"), "resnet38")
+
+
+def as_batch(*images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
+
+
+def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance
+
+
+def agrees_relatively(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
+    agrees(ours, theirs, tolerance * float(np.abs(theirs).max()))
+
+
+def dense(affinities: torch.Tensor, radius: int) -> np.ndarray:
+    """The symmetric N × N matrix of affinities (P, h, w), 1 on the diagonal."""
+    _, height, width = affinities.shape
+    matrix = np.eye(height * width, dtype=np.float32)
+    for row, (dy, dx) in zip(affinities.numpy(), pair_offsets(radius), strict=True):
+        for y in range(height - dy):
+            for x in range(max(0, -dx), min(width, width - dx)):
+                first, second = y * width + x, (y + dy) * width + x + dx
+                matrix[first, second] = matrix[second, first] = row[y, x]
+    return matrix
+
+
+# Networks -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("image", "runs"), [("net", [("net_psa", 5)]), ("low", [("low_psa", 5), ("low_seam", 3)])], ids=["usual", "small"]
+)
+def test_resnet38(parity: Any, resnet38: AffinityNet, image: str, runs: list[tuple[str, int]]) -> None:
+    vectors = parity("affinitynet/network")
+    images = as_batch(vectors[f"image_{image}"])
+    tapped = resnet38.stage_features(images)
+    assert tapped.shape == tuple(vectors[f"features_shape_{image}"])
+    agrees_relatively(tapped[:, ::7], vectors[f"features_{image}"], 1e-4)
+    features = resnet38.features(images)
+    for run, radius in runs:
+        affinities = pair_affinities(features, radius)
+        agrees(affinities, vectors[f"aff_{run}"], 1e-5)
+        placed = lopsided_affinities(affinities[0], features.shape[-2:], radius)
+        agrees(dense(placed, radius), vectors[f"dense_{run}"], 1e-5)
+
+
+@torch.no_grad()
+def test_vgg16(parity: Any) -> None:
+    vectors = parity("affinitynet/vgg16")
+    net, caffe = network(parity, vectors, "vgg16_affinity"), CaffeInput()
+    wanted = caffe(as_batch(vectors["image"])) / int(vectors["input_divisor"])
+    images = ((wanted - caffe.shift) / caffe.scale).flip(1)
+    agrees_relatively(pair_affinities(net.features(images), 5), vectors["aff"], 1e-4)
+
+
+def test_vgg16_state_dict(parity: Any) -> None:
+    vectors = parity("affinitynet/vgg16_state_dict")
+    settings = AffinityNet.Settings(
+        backbone=BackboneSettings(name="vgg16_affinity", output_stride=8, weights=None, frozen_stages=1),
+        group_norm=True,
+    )
+    with torch.device("meta"):
+        net = AffinityNet(settings, 20)
+    found = {reference_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    names, shapes = vectors["vgg16_aff_keys"].tolist(), vectors["vgg16_aff_shapes"].tolist()
+    assert found == {name: tuple(side for side in shape if side) for name, shape in zip(names, shapes, strict=True)}
+    ours = {reference_name(name): parameter for name, parameter in net.named_parameters()}
+    groups = {id(p): number for number, group in enumerate(net.param_groups(0.1)) for p in group["params"]}
+    columns = (vectors[f"vgg16_aff_{column}"].tolist() for column in ("params", "group", "trainable"))
+    for name, group, trainable in zip(*columns, strict=True):
+        assert ours[name].requires_grad == trainable
+        assert groups.get(id(ours[name])) == (group if trainable else None)
+
+
+@pytest.fixture
+def learning(resnet38: AffinityNet) -> Iterator[AffinityNet]:
+    """The network in training, without dropout. It gets its weights back: filling them takes much longer."""
+    before = {name: p.detach().clone() for name, p in resnet38.named_parameters() if p.requires_grad}
+    resnet38.train()
+    for module in resnet38.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.eval()
+    yield resnet38
+    resnet38.zero_grad()
+    resnet38.load_state_dict(before, strict=False)
+    resnet38.eval()
+
+
+def test_train_step(parity: Any, learning: AffinityNet) -> None:
+    vectors, net = parity("affinitynet/train_step"), learning
+    batch = {"image": as_batch(*vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
+    counts = [int(kind.sum()) for kind in pairs(batch["labels"], 5)]
+    agrees(counts, vectors["counts"], 1e-3)
+    optimiser = torch.optim.SGD(net.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
+    assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.02, 0.1, 0.2]
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 0, 5e-4, 0]
+    before = {reference_name(name): p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+    terms = net.losses(batch)
+    total = torch.stack(list(terms.values())).sum()
+    agrees([4 * terms["background"].item(), 4 * terms["foreground"].item(), 2 * terms["different"].item(),
+            total.item()], vectors["values"], 1e-4)  # fmt: skip
+    total.backward()
+    optimiser.step()
+    after = {reference_name(name): p for name, p in net.named_parameters() if p.grad is not None}
+    assert set(after) == set(vectors["step_names"].tolist())
+    columns = (vectors[f"step_{column}"] for column in ("names", "grad_norm", "delta", "head"))
+    for name, norm, (delta_sum, delta_norm), head in zip(*columns, strict=True):
+        parameter = after[str(name)]
+        assert parameter.grad is not None
+        assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-3)
+        delta = (parameter.detach() - before[str(name)]).double()
+        assert delta.norm().item() == pytest.approx(delta_norm, rel=1e-3)
+        assert delta.sum().item() == pytest.approx(delta_sum, abs=1e-3 * delta_norm * parameter.numel() ** 0.5)
+        agrees_relatively(parameter.contiguous().flatten()[:4], head, 1e-4)
+
+
+# The walk of a whole image --------------------------------------------------------------------------------------------
+
+
+def given_maps(vectors: Vectors) -> ActivationMaps:
+    maps = vectors["cam_times_4096"].astype(np.float32) / 4096
+    size = (maps.shape[1], maps.shape[2])
+    return ActivationMaps((vectors["cam_keys"] + 1).astype(np.int16), maps, size, stride=1)
+
+
+@pytest.mark.parametrize("run", ["psa", "seam", "short"])
+def test_walk_of_an_image(parity: Any, resnet38: AffinityNet, run: str) -> None:
+    vectors = parity("affinitynet/random_walk")
+    alpha, beta, log2_steps = vectors[f"{run}_options"].tolist()
+    options = AffinityNet.Options(alpha=alpha, beta=beta, log2_steps=int(log2_steps))
+    walked = resnet38.refine(vectors["image"], given_maps(vectors), options, CPU)
+    assert walked.labels.tolist() == [0, *(vectors["cam_keys"] + 1)]
+    agrees(walked.maps.reshape(len(walked.labels), -1), vectors[f"{run}_walked"], 1e-4)
+    scores = walked.upsampled()
+    labels = walked.labels[scores.argmax(0)]
+    best, second = np.sort(scores, 0)[:-3:-1]
+    assert (labels != vectors[f"{run}_label"]).mean() <= 1e-3
+    assert (best - second)[labels != vectors[f"{run}_label"]].max(initial=0) < 1e-4
+
+
+@torch.no_grad()
+def test_the_affinities_and_the_start_of_the_walk(parity: Any, resnet38: AffinityNet) -> None:
+    vectors = parity("affinitynet/random_walk")
+    height, width = vectors["image"].shape[:2]
+    bottom, right = vectors["padded"] - (height, width)
+    image = F.pad(as_batch(vectors["image"])[0], (0, right, 0, bottom))
+    affinities, radius = resnet38.affinities(image)
+    agrees(dense(affinities**8, radius), vectors["aff_beta"], 1e-4)
+    for run in ("psa", "seam", "short"):
+        alpha, _, _ = vectors[f"{run}_options"].tolist()
+        scores = torch.from_numpy(with_background(given_maps(vectors).upsampled(), alpha))
+        start = F.avg_pool2d(F.pad(scores, (0, right, 0, bottom)), 8)
+        agrees(start.flatten(1), vectors[f"{run}_cam_low"], 1e-6)
+
+
+def test_crf_after_the_walk(parity: Any, resnet38: AffinityNet) -> None:
+    vectors = parity("affinitynet/random_walk")
+    alpha, beta, log2_steps = vectors["crf_options"].tolist()
+    options = AffinityNet.Options(alpha=alpha, beta=beta, log2_steps=int(log2_steps))
+    walked = resnet38.refine(vectors["image"], given_maps(vectors), options, CPU)
+    scores = unary_from_probabilities(walked.upsampled())
+    marginals = dense_crf(vectors["image"], scores, PARAMETERS["affinitynet_walk"])
+    assert (walked.labels[marginals.argmax(0)] != vectors["crf_label"]).mean() <= 0.01
+
+
+# Labels and losses ----------------------------------------------------------------------------------------------------
+
+
+def unpacked(vectors: Vectors, kind: str) -> np.ndarray:
     shape = vectors["item_pairs_shape"]
     return np.unpackbits(vectors[f"item_{kind}"], count=int(shape.prod())).reshape(shape)
 

@@ -41,6 +41,7 @@ from weakseg.data.transforms import Augmentation, View
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID
 from weakseg.methods import base
+from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
@@ -124,18 +125,9 @@ class AffinityNet(nn.Module):
         return torch.cat([_resized(features, tapped[0]) for features in tapped], 1)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Backbone and head; biases and the shifts of group normalisation learn twice as fast and do not decay."""
-        norms = [module for module in self.reductions.modules() if isinstance(module, nn.GroupNorm)]
-        convolutions = [module for module in self.backbone.modules() if isinstance(module, nn.Conv2d)]
-        biases = [*(conv.bias for conv in convolutions if conv.bias is not None), *(norm.bias for norm in norms)]
-        slow = {id(bias) for bias in biases}
-        weights = [*self.backbone.parameters(), *(norm.weight for norm in norms)]
-        head = [reduction[0].weight for reduction in self.reductions] + [self.combination.weight]  # type: ignore[index]
-        return [
-            {"params": [p for p in weights if p.requires_grad and id(p) not in slow], "lr": lr},
-            {"params": [p for p in biases if p.requires_grad], "lr": 2 * lr, "weight_decay": 0.0},
-            {"params": head, "lr": lr * self.settings.head_lr_factor},
-        ]
+        """The head's convolutions are new layers; its group normalisation counts among the old ones."""
+        new = [module for module in (*self.reductions.modules(), self.combination) if isinstance(module, nn.Conv2d)]
+        return caffe_param_groups(self, new, lr, self.settings.head_lr_factor)
 
     # What is learned from an image ------------------------------------------------------------------------------------
 
