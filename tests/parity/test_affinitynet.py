@@ -133,44 +133,44 @@ def test_vgg16_state_dict(parity: Any) -> None:
 
 
 @pytest.fixture
-def learning(resnet38: AffinityNet) -> Iterator[AffinityNet]:
-    """The network in training, without dropout. It gets its weights back: filling them takes much longer."""
+def learning(resnet38: AffinityNet) -> Iterator[tuple[AffinityNet, dict[str, torch.Tensor]]]:
+    """The network in training, without dropout, and its weights. It gets them back: filling them takes much longer."""
     before = {name: p.detach().clone() for name, p in resnet38.named_parameters() if p.requires_grad}
     resnet38.train()
     for module in resnet38.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
-    yield resnet38
+    yield resnet38, before
     resnet38.zero_grad()
     resnet38.load_state_dict(before, strict=False)
     resnet38.eval()
 
 
-def test_train_step(parity: Any, learning: AffinityNet) -> None:
-    vectors, net = parity("affinitynet/train_step"), learning
+def test_train_step(parity: Any, learning: tuple[AffinityNet, dict[str, torch.Tensor]]) -> None:
+    vectors, (net, before) = parity("affinitynet/train_step"), learning
     batch = {"image": as_batch(*vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
     counts = [int(kind.sum()) for kind in pairs(batch["labels"], 5)]
     agrees(counts, vectors["counts"], 1e-3)
     optimiser = torch.optim.SGD(net.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.02, 0.1, 0.2]
     assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 0, 5e-4, 0]
-    before = {reference_name(name): p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
     terms = net.losses(batch)
     total = torch.stack(list(terms.values())).sum()
     agrees([4 * terms["background"].item(), 4 * terms["foreground"].item(), 2 * terms["different"].item(),
             total.item()], vectors["values"], 1e-4)  # fmt: skip
     total.backward()
     optimiser.step()
-    after = {reference_name(name): p for name, p in net.named_parameters() if p.grad is not None}
+    after = {reference_name(name): (p, before[name]) for name, p in net.named_parameters() if p.grad is not None}
     assert set(after) == set(vectors["step_names"].tolist())
     columns = (vectors[f"step_{column}"] for column in ("names", "grad_norm", "delta", "head"))
     for name, norm, (delta_sum, delta_norm), head in zip(*columns, strict=True):
-        parameter = after[str(name)]
+        parameter, start = after[str(name)]
         assert parameter.grad is not None
-        assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-3)
-        delta = (parameter.detach() - before[str(name)]).double()
-        assert delta.norm().item() == pytest.approx(delta_norm, rel=1e-3)
-        assert delta.sum().item() == pytest.approx(delta_sum, abs=1e-3 * delta_norm * parameter.numel() ** 0.5)
+        assert parameter.grad.norm(dtype=torch.float64).item() == pytest.approx(norm, rel=1e-3)
+        delta = parameter.detach() - start
+        assert delta.norm(dtype=torch.float64).item() == pytest.approx(delta_norm, rel=1e-3)
+        sum_tolerance = 1e-3 * delta_norm * parameter.numel() ** 0.5
+        assert delta.sum(dtype=torch.float64).item() == pytest.approx(delta_sum, abs=sum_tolerance)
         agrees_relatively(parameter.contiguous().flatten()[:4], head, 1e-4)
 
 
