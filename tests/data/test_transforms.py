@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
     Style,
     crop,
+    jitter_colours,
     longer_side_size,
     normalised_crop,
     random_crop,
@@ -206,3 +208,72 @@ def test_wrong_settings_are_explained(values: dict[str, Any], message: str) -> N
 def test_one_scale_may_be_given_as_a_number() -> None:
     assert validate(Augmentation, {"scale_choices": 1.5}, "").scale_choices == (1.5,)
     assert validate(Augmentation, {"scale_range": [0.5, 1.5]}, "").model_dump(mode="json")["scale_range"] == [0.5, 1.5]
+
+
+def test_jitter_of_one_thing_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (9, 11, 3), np.uint8)
+    still = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
+    def jittered(**change: float) -> np.ndarray:
+        return jitter_colours(image, **{**still, **change}).astype(float)
+
+    assert np.abs(jittered() - image).max() <= 8  # through HSV of 8 bits and back
+    brighter = np.clip(1.3 * image.astype(float), 0, 255)
+    assert np.abs(jittered(brightness=1.3) - brighter).max() <= 8
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(jittered(saturation=0.0) - grey[..., None]).max() <= 2
+    flat = jittered(contrast=0.0)
+    assert np.abs(flat - grey.mean()).max() <= 2
+    # A third of the circle makes red green, green blue and blue red.
+    assert np.abs(jittered(hue=1 / 3) - image[..., [2, 0, 1]]).max() <= 16
+
+
+def test_jitter_depends_on_its_order() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (9, 11, 3), np.uint8)
+    changes = {"brightness": 1.3, "contrast": 0.7, "saturation": 1.3, "hue": 0.05}
+    assert not np.array_equal(
+        jitter_colours(image, **changes, order=(0, 1, 2, 3)), jitter_colours(image, **changes, order=(3, 2, 1, 0))
+    )
+
+
+@pytest.mark.parametrize(("style", "colour"), [("irnet", "jitter"), ("seam_retrain", "hsv_shift")])
+def test_colour_changes_the_image_and_nothing_else(style: Any, colour: Any) -> None:
+    rng = np.random.default_rng(2)
+    image, labels = rng.integers(0, 256, (40, 30, 3), np.uint8), rng.integers(0, 5, (40, 30)).astype(np.uint8)
+    plain = Augmentation(style=style, scale_range=(0.8, 1.2), crop=24)
+    coloured = plain.model_copy(update={"colour": colour})
+    views = [augmentation(image, labels, np.random.default_rng(3)) for augmentation in (plain, coloured, coloured)]
+    assert not np.array_equal(views[0][0], views[1][0])
+    np.testing.assert_array_equal(views[1][0], views[2][0])
+    np.testing.assert_array_equal(views[0][1], views[1][1])
+
+
+def test_hue_goes_round_the_circle_and_grey_has_none() -> None:
+    colours = np.array([[[200, 100, 50], [10, 250, 30], [77, 77, 77], [0, 0, 0]]], np.uint8)
+    np.testing.assert_allclose(shift_hsv(colours, 180, 0, 0).astype(int), colours, atol=4)  # hues are 2° apart
+    turned = shift_hsv(colours, 60, 0, 0)  # 120°: red to green to blue
+    np.testing.assert_allclose(turned[0, :2].astype(int), colours[0, :2][:, [2, 0, 1]], atol=4)
+    np.testing.assert_array_equal(turned[0, 2:], colours[0, 2:])
+    np.testing.assert_array_equal(shift_hsv(colours, 0, 0, -300), 0)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0.3, 3))
+def test_scaling_like_opencv_keeps_a_flat_image_flat(height: int, width: int, factor: float) -> None:
+    size = scaled_size((height, width), factor, "seam_retrain")
+    flat = np.full((height, width, 3), 93, np.uint8)
+    assert np.array_equal(scale_cubic(flat, size, factor), np.full((*size, 3), 93, np.uint8))
+    assert np.array_equal(scale_nearest(flat[..., 0], size, factor), np.full(size, 93, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"style": "seam_retrain", "resize_long": (32, 64)}, "the style seam_retrain knows scale_range alone"),
+        ({"style": "deeplab", "colour": "jitter"}, "colour needs images of 8 bits"),
+        ({"colour": "sepia"}, "colour"),
+    ],
+)
+def test_settings_that_do_not_fit_together(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeaksegError, match=message):
+        validate(Augmentation, values, "augment")

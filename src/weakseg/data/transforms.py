@@ -1,29 +1,35 @@
-"""Joint augmentation of an image and its label map, in the two ways of the papers.
+"""Joint augmentation of an image and its label map, in the ways of the papers.
 
-`irnet`     (Ahn, Cho, Kwak, CVPR 2019): Pillow's bicubic filter on 8-bit images, sizes rounded to the nearest
-            integer (half to even), an image smaller than the crop is placed at random in it.
-`deeplab`   (Chen et al., TPAMI 2018): bilinear without antialiasing in float, sizes rounded down, an image
-            smaller than the crop is placed in the upper left corner.
+`irnet`         (Ahn, Cho, Kwak, CVPR 2019; AffinityNet and SEAM before it): Pillow's bicubic filter on 8-bit images,
+                sizes rounded to the nearest integer (half to even), an image smaller than the crop is placed at random
+                in it.
+`deeplab`       (Chen et al., TPAMI 2018): bilinear without antialiasing in float, sizes rounded down, an image
+                smaller than the crop is placed in the upper left corner.
+`seam_retrain`  (the segmenter of Wang et al., CVPR 2020): as `irnet`, but with OpenCV's cubic interpolation, and label
+                maps with OpenCV's nearest one.
 
-Label maps are always resized with `resize_labels`. What the image does not cover is the mean colour (0 after
+Label maps are otherwise resized with `resize_labels`. What the image does not cover is the mean colour (0 after
 normalisation) and void.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
+from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
-Style = Literal["irnet", "deeplab"]
+Style = Literal["irnet", "deeplab", "seam_retrain"]
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 Array: TypeAlias = npt.NDArray[Any]
@@ -49,11 +55,17 @@ class Crop(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is shown of an image: the `size` it is brought to, the crop's `place` in it, and whether it is mirrored."""
+    """What is shown of an image: the `size` it is brought to, the crop's `place` in it, and whether it is mirrored.
+
+    `factor` is what sizes were multiplied with, for the style that resamples with it rather than with the ratio of
+    the sizes, and `recolour` turns an image (H, W, 3) into one of other colours.
+    """
 
     size: Size
     place: Crop
     mirrored: bool
+    factor: float = 1.0
+    recolour: Callable[[Image], Image] | None = None
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -78,6 +90,9 @@ class Augmentation(Settings):
     included; then the sizes are multiplied by a factor drawn uniformly from the range `scale_range` or from the
     list `scale_choices` (`null` for either: not done). The image is resampled once. A square of side `crop` is cut
     at a random place and, if `mirror`, turned left to right with probability one half.
+
+    `colour` "jitter" changes brightness, contrast, saturation and hue in random order (AffinityNet), "hsv_shift" adds
+    integers up to ±10 to hue, saturation and value (SEAM's segmenter).
     """
 
     style: Style = "irnet"
@@ -87,6 +102,18 @@ class Augmentation(Settings):
     crop: PositiveInt = 321
     mirror: bool = True
     padding: Literal["mean", "black"] = Field(default="mean", description="the colour outside of the image")
+
+    colour: Literal["jitter", "hsv_shift"] | None = None
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Augmentation:
+        if self.style == "seam_retrain" and (self.resize_long or self.scale_choices):
+            raise ValueError(
+                "the style seam_retrain knows scale_range alone; set resize_long and scale_choices to null"
+            )
+        if self.style == "deeplab" and self.colour:
+            raise ValueError("colour needs images of 8 bits, which the style deeplab does not keep; set it to null")
+        return self
 
     @model_validator(mode="after")
     def _one_scale(self) -> Augmentation:
@@ -98,7 +125,7 @@ class Augmentation(Settings):
         """One random view: the normalised image (3, crop, crop) and its label map (crop, crop), if given.
 
         `image` is uint8 (H, W, 3), `labels` uint8 (H, W). Numbers are drawn from `rng` in this order: longer side,
-        scale, horizontal place, vertical place, mirroring; what is switched off draws nothing.
+        scale, horizontal place, vertical place, mirroring, colour; what is switched off draws nothing.
         Raises `WeaksegError` where image and label map differ in size.
         """
         if labels is not None and labels.shape != image.shape[:2]:
@@ -111,56 +138,120 @@ class Augmentation(Settings):
 
     def draw(self, size: Size, rng: np.random.Generator) -> View:
         """A random view of an image of `size`."""
-        size = self._draw_size(size, rng)
+        size, factor = self._draw_size(size, rng)
         place = random_crop(size, self.crop, self.style, rng)
-        return View(size, place, self.mirror and rng.random() < 0.5)
+        mirrored = self.mirror and rng.random() < 0.5
+        recolour = None if self.colour is None else COLOURS[self.colour](rng)
+        return View(size, place, mirrored, factor, recolour)
 
     def image(self, image: Image, view: View) -> FloatImage:
         """One view of an image (H, W, 3), normalised, (3, crop, crop)."""
         fill = 0 if self.padding == "mean" else _SHIFT
-        return _turned(normalised_crop(resize_image(image, view.size, self.style), view.place, fill), view)
+        if view.recolour and self.colour == "hsv_shift":  # the papers' order of things
+            image = view.recolour(image)
+        if self.style == "seam_retrain":
+            image = scale_cubic(image, view.size, view.factor)
+        else:
+            image = resize_image(image, view.size, self.style)
+        if view.recolour and self.colour == "jitter":
+            image = view.recolour(image)
+        return _turned(normalised_crop(image, view.place, fill), view)
 
     def labels(self, labels: Image, view: View) -> Image:
         """One view of a label map (H, W), void outside, (crop, crop)."""
+        if self.style == "seam_retrain":
+            labels = scale_nearest(labels, view.size, view.factor)
         return _turned(crop(resize_labels(labels, view.size), view.place, VOID), view)
 
     def maps(self, maps: FloatImage, view: View) -> FloatImage:
         """One view of maps (K, H, W), 0 outside, (K, crop, crop)."""
         return _turned(crop(resize_maps(maps, view.size).transpose(1, 2, 0), view.place, 0).transpose(2, 0, 1), view)
 
-    def _draw_size(self, size: Size, rng: np.random.Generator) -> Size:
+    def _draw_size(self, size: Size, rng: np.random.Generator) -> tuple[Size, float]:
+        """The size of the view, and the factor of the last scaling."""
+        factor = 1.0
         if self.resize_long:
             size = longer_side_size(size, int(rng.integers(*self.resize_long, endpoint=True)), self.style)
         if self.scale_range:
-            size = scaled_size(size, rng.uniform(*self.scale_range), self.style)
+            factor = rng.uniform(*self.scale_range)
         if self.scale_choices:
-            size = scaled_size(size, self.scale_choices[rng.integers(len(self.scale_choices))], self.style)
-        return size
+            factor = self.scale_choices[rng.integers(len(self.scale_choices))]
+        return scaled_size(size, factor, self.style), factor
+
+
+def _draw_jitter(rng: np.random.Generator) -> Callable[[Image], Image]:
+    """AffinityNet's colour jitter: factors in [0.7, 1.3], the hue turned by up to a tenth of a circle."""
+    brightness, contrast, saturation = rng.uniform(0.7, 1.3, 3).tolist()
+    return partial(
+        jitter_colours,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=rng.uniform(-0.1, 0.1),
+        order=rng.permutation(4).tolist(),
+    )
+
+
+def _draw_hsv_shift(rng: np.random.Generator) -> Callable[[Image], Image]:
+    hue, saturation, value = rng.integers(-10, 10, 3, endpoint=True).tolist()
+    return partial(shift_hsv, hue=hue, saturation=saturation, value=value)
+
+
+COLOURS: Mapping[str, Callable[[np.random.Generator], Callable[[Image], Image]]] = {
+    "jitter": _draw_jitter,
+    "hsv_shift": _draw_hsv_shift,
+}
+
+
+def jitter_colours(
+    image: Image, *, brightness: float, contrast: float, saturation: float, hue: float, order: Sequence[int] = range(4)
+) -> Image:
+    """An RGB image (H, W, 3) with four changes, in the `order` of their numbers: Pillow's enhancement of brightness
+    (0), contrast (1) and saturation (2) by factors, and the hue (3) turned by a part of a circle."""
+    from PIL import Image as pillow
+    from PIL import ImageEnhance
+
+    def turn_hue(picture: pillow.Image) -> pillow.Image:
+        channels = np.array(picture.convert("HSV"))
+        channels[..., 0] += np.uint8(int(hue * 255) % 256)  # wraps round
+        return pillow.fromarray(channels, "HSV").convert("RGB")
+
+    changes: list[Callable[[pillow.Image], pillow.Image]] = [
+        lambda picture: ImageEnhance.Brightness(picture).enhance(brightness),
+        lambda picture: ImageEnhance.Contrast(picture).enhance(contrast),
+        lambda picture: ImageEnhance.Color(picture).enhance(saturation),
+        turn_hue,
+    ]
+    picture = pillow.fromarray(image)
+    for number in order:
+        picture = changes[number](picture)
+    return np.asarray(picture)
 
 
 def longer_side_size(size: Size, target: int, style: Style = "irnet") -> Size:
     """`size` with its longer side brought to `target`, the other in proportion and at least 1."""
-    if style == "irnet":
-        return scaled_size(size, target / max(size), style)
-    height, width = (max(1, target * side // max(size)) for side in size)
-    return height, width
+    if style == "deeplab":
+        height, width = (max(1, target * side // max(size)) for side in size)
+        return height, width
+    return scaled_size(size, target / max(size), style)
 
 
 def scaled_size(size: Size, factor: float, style: Style = "irnet") -> Size:
-    """`size` times `factor`, at least 1×1; rounded half to even (`irnet`) or down (`deeplab`)."""
-    rounded = round if style == "irnet" else int
+    """`size` times `factor`, at least 1×1; rounded half to even or, for `deeplab`, down."""
+    rounded = int if style == "deeplab" else round
     height, width = (max(1, rounded(side * factor)) for side in size)
     return height, width
 
 
 def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
-    """An image (H, W, 3) of uint8 resampled to `size`: uint8 (`irnet`) or float32 in [0, 255] (`deeplab`).
+    """An image (H, W, 3) of uint8 resampled to `size`: uint8 or, for `deeplab`, float32 in [0, 255].
 
-    An image that has that size already is returned as it is.
+    The style "seam_retrain" needs more than the size, see `scale_cubic`. An image that has that size already is
+    returned as it is.
     """
     if image.shape[:2] == size:
         return image
-    if style == "irnet":
+    if style != "deeplab":
         from PIL import Image as pillow
 
         return np.asarray(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BICUBIC))
@@ -186,7 +277,7 @@ def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -
     """Where to cut a square from an image of `size`; horizontal place first, then vertical.
 
     Along an axis where the image is larger than the crop, all places are equally likely. Where it is smaller, it
-    lies anywhere in the crop (`irnet`) or at its beginning (`deeplab`).
+    lies anywhere in the crop or, for `deeplab`, at its beginning.
     """
     (left, crop_left), (top, crop_top) = (_random_place(length, side, style, rng) for length in reversed(size))
     return Crop(side, top, left, crop_top, crop_left, min(size[0], side), min(size[1], side))
@@ -196,7 +287,7 @@ def _random_place(length: int, side: int, style: Style, rng: np.random.Generator
     """Where along one axis the common part begins: in the image, in the crop."""
     if length > side:
         return int(rng.integers(length - side, endpoint=True)), 0
-    return 0, int(rng.integers(side - length, endpoint=True)) if style == "irnet" else 0
+    return 0, int(rng.integers(side - length, endpoint=True)) if style != "deeplab" else 0
 
 
 def top_left_crop(size: Size, side: int) -> Crop:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
@@ -28,14 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
 from weakseg.methods import base
+from weakseg.methods.crossentropy import Place, cross_entropy
 from weakseg.models.aspp import ASPP
 from weakseg.models.norm import FixedBatchNorm2d
 from weakseg.models.originals import read_caffe_deeplab
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.ops.resize import resize_labels
-from weakseg.parallel import mean_over_ranks
 
 PUBLISHED_PREFIX = "base."
 
@@ -66,12 +64,11 @@ class DeepLab(nn.Module):
         rates: tuple[PositiveInt, ...] = Field(default=(6, 12, 18, 24), min_length=1)
         head_lr_factor: float = Field(default=10.0, gt=0)
         multi_scale: bool = False
-        loss_at: Literal["output", "image"] = "output"
+        loss_at: Place = "output"
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__()
         self.settings = settings
-        self.num_classes = num_classes
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         if settings.backbone.weights is not None:
             _fix_normalisation(self.backbone)
@@ -97,28 +94,11 @@ class DeepLab(nn.Module):
 
         Raises `WeaksegError` for labels that are neither 0 … C nor void.
         """
-        images, labels = batch["image"], batch["labels"]
-        self._check(labels)
+        images, labels, place = batch["image"], batch["labels"], self.settings.loss_at
         if not self.settings.multi_scale:
-            return {"segmentation": self._cross_entropy(self.scores(images), labels)}
+            return {"segmentation": cross_entropy(self.scores(images), labels, place)}
         pyramid = self.pyramid(images)._asdict()
-        return {f"segmentation_{name}": self._cross_entropy(scores, labels) for name, scores in pyramid.items()}
-
-    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
-        if self.settings.loss_at == "output":
-            labels = resize_labels(labels, (scores.shape[-2], scores.shape[-1]))
-        else:
-            scores = _resized(scores, labels.shape[-2:])
-        total = F.cross_entropy(scores.float(), labels.long(), ignore_index=VOID, reduction="sum")
-        return mean_over_ranks(total, (labels != VOID).sum())
-
-    def _check(self, labels: Tensor) -> None:
-        wrong = labels[(labels > self.num_classes) & (labels != VOID)]
-        if wrong.numel():
-            raise WeaksegError(
-                f"A label map holds {', '.join(map(str, wrong.unique().tolist()))}, but the segmenter has the labels "
-                f"0 … {self.num_classes} and {VOID} (void). Were the masks made for another list of classes?"
-            )
+        return {f"segmentation_{name}": cross_entropy(scores, labels, place) for name, scores in pyramid.items()}
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The backbone, ASPP's weights, and its biases at twice their rate and without weight decay.

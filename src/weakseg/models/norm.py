@@ -19,6 +19,19 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+def use_batch_statistics(network: nn.Module, momentum: float) -> None:
+    """Replace every `FixedBatchNorm2d` in `network` by ordinary batch normalisation with the same state: in training
+    it uses, and learns with `momentum`, the statistics of the batch."""
+    for module in list(network.modules()):
+        for name, fixed in list(module.named_children()):
+            if isinstance(fixed, FixedBatchNorm2d):
+                norm = nn.BatchNorm2d(fixed.num_features, fixed.eps, momentum)
+                norm.load_state_dict(fixed.state_dict())
+                for parameter, old in zip(norm.parameters(), fixed.parameters(), strict=True):
+                    parameter.requires_grad_(old.requires_grad)
+                setattr(module, name, norm)
+
+
 def closing_norm(channels: int) -> FixedBatchNorm2d:
     """The last normalisation of a residual branch, with scale 0, so that a new block starts as the identity.
 
