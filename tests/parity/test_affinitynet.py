@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from weakseg.data.transforms import Augmentation, Crop, View
 from weakseg.methods.affinitynet import (
     AffinityNet,
-    Pairs,
     affinity_losses,
     pair_affinities,
     pairs,
@@ -25,6 +24,7 @@ from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.pairs import Pairs
 from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets
 
 Vectors = dict[str, np.ndarray]

@@ -166,7 +166,7 @@ def small_and_short(name: str) -> list[str]:
         "augment={scale_range: [0.75, 1.25], crop: 40}",
         "train={steps: 2, batch_size: 4}",
     )
-    return ["runtime.device=cpu", *(f"{stage}.{change}" for stage in learning for change in changes)]
+    return ["runtime.device=cpu", "data={}", *(f"{stage}.{change}" for stage in learning for change in changes)]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

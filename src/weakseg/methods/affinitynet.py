@@ -27,8 +27,7 @@ which takes the mean over channels where the paper has the sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,20 +44,13 @@ from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
-from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets, random_walk, reduced_radius
+from weakseg.ops.pairs import Pairs, kinds_of_pairs, shifted
+from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius
 from weakseg.parallel import mean_over_ranks
 
 WIDTHS = (64, 128, 256)
 CHANNELS_PER_GROUP = 8
 EPSILON = 1e-5
-
-
-class Pairs(NamedTuple):
-    """Which pairs of pixels are learned from, and as what: three bool tensors (N, P, n), see `pair_affinities`."""
-
-    background: Tensor
-    foreground: Tensor
-    different: Tensor
 
 
 class AffinityNet(nn.Module):
@@ -236,16 +228,6 @@ def affinity_labels(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32])
 # Pairs and their loss -------------------------------------------------------------------------------------------------
 
 
-def shifted(array: Tensor, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For every offset of `pair_offsets(radius)` two views (…, h - R, w - 2R) of an array (…, h, w), R = radius - 1:
-    the first and the second pixels of the pairs. `lopsided_affinities` says which pairs there are."""
-    reach = max(radius - 1, 0)
-    rows, columns = array.shape[-2] - reach, array.shape[-1] - 2 * reach
-    first = array[..., :rows, reach : reach + columns]
-    for dy, dx in pair_offsets(radius):
-        yield first, array[..., dy : dy + rows, reach + dx : reach + dx + columns]
-
-
 class _PairAffinities(torch.autograd.Function):
     """exp(-mean |f_i - f_j|), one offset after the other; differences are computed again for the gradient, since all
     of them together would take gigabytes."""
@@ -282,11 +264,8 @@ def pair_affinities(features: Tensor, radius: int) -> Tensor:
 
 def pairs(labels: Tensor, radius: int) -> Pairs:
     """What the pairs of labels (N, h, w) uint8, 255 void, teach; (N, P, n) like `pair_affinities`."""
-    both = list(shifted(labels, radius))
-    first, second = (torch.stack([pair[side] for pair in both], 1).flatten(2) for side in (0, 1))
-    known, equal = (first != VOID) & (second != VOID), first == second
-    background = first == BACKGROUND
-    return Pairs(known & equal & background, known & equal & ~background, known & ~equal)
+    kinds = zip(*(kinds_of_pairs(*ends) for ends in shifted(labels, radius)), strict=True)
+    return Pairs(*(torch.stack(rows, 1).flatten(2) for rows in kinds))
 
 
 def affinity_losses(affinities: Tensor, pairs: Pairs) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from weakseg.data.transforms import Augmentation
 
 __all__ = [
-    "Batch", "Checkpoint", "Evidence", "Image", "Kind", "Localiser", "Reading", "Refiner", "Segmenter", "Settings",
-    "Trainable", "checkpoints", "find_method", "methods",
+    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Kind", "Localiser", "Reading", "Refiner", "Segmenter",
+    "Settings", "Trainable", "checkpoints", "find_method", "methods",
 ]  # fmt: skip
 
 Kind = Literal["LOCALISER", "REFINER", "SEGMENTER"]
@@ -127,6 +127,15 @@ class Refiner(Trainable, Protocol):
     def refine(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> ActivationMaps:
         """The maps of one image, spread. The network is on `device`, in evaluation mode. Maps that get a background
         score of their own begin with label 0; all maps that a refiner returns do, or none."""
+        ...
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A refiner that looks at its training images once more after the training."""
+
+    def conclude(self, images: Iterable[Image], device: torch.device) -> None:
+        """`images` are this process's part of them; all processes call this. The network is on `device`."""
         ...
 
 

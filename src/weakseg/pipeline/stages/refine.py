@@ -3,6 +3,7 @@ for each training image: what was learned from it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from weakseg.data.images import read_image
 from weakseg.data.loading import PreparedImages
 from weakseg.data.transforms import Augmentation
 from weakseg.files import read_npz, write_npz
-from weakseg.methods.base import Kind, find_method
+from weakseg.methods.base import Concluding, Image, Kind, find_method
 from weakseg.methods.store import save_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
@@ -39,8 +40,17 @@ class Refine(Learning):
         view = partial(method.training_sample, settings)
         prepare = partial(training_sample, folder, view, self.augment)
         model = self.learn(context, folder, PreparedImages(self.samples(context), prepare, context.seed))
+        if isinstance(model.network, Concluding):
+            model.network.conclude(self._images(context), context.fabric.device)
         if parallel.rank() == 0:
             save_model(folder / MODEL_FOLDER, model)
+
+    def _images(self, context: Context) -> Iterator[Image]:
+        mine = parallel.share(self.samples(context))
+        with Progress("looking once more", len(mine)) as progress:
+            for sample in mine:
+                yield read_image(sample.image)
+                progress.advance()
 
     def _write_evidence(self, context: Context, folder: Path, evidence: Any) -> None:
         source = context.folder(self.maps)

@@ -1,0 +1,399 @@
+"""IRNet: learns boundaries between classes from pairs of pixels, and lets activation maps walk up to them.
+
+Ahn, Cho, Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019
+(arXiv 1904.05044).
+
+Two thresholds on the activation maps, each followed by a dense CRF, say what is surely a thing (high threshold) and
+what is surely background (low threshold); the rest is void (section 4.1 of the paper). On the features of a backbone
+that does not learn, two light branches are trained from pairs (i, j) of pixels less than 10 cells apart (sections 3 and
+4.2): a boundary map B in (0, 1), of which only the strongest value on the way from i to j counts,
+
+    a_ij  = 1 - max { B_k : k on the path from i to j }
+    L_aff = - ¼ mean_{P_bg} log a_ij  - ¼ mean_{P_fg} log a_ij  - ½ mean_{P_neg} log(1 - a_ij)
+
+and a field D of displacements, (y, x) in cells, which should lead from every pixel to the centre of its instance, so
+that two pixels of one thing meet and background does not move:
+
+    L_dis = ½ mean_{P_fg} |D_i - D_j - (j - i)|  + ½ mean_{P_bg} |D_i - D_j|        (means over pairs and y, x)
+
+P_bg: both are background, P_fg: both of one class, P_neg: of two. Nobody has drawn a boundary or a centre.
+
+The maps walk at random between pixels less than 5 cells apart, 2^t steps, and boundaries stop them (section 5.2):
+
+    v' = (v ⊙ (1 - B)) · T^(2^t),    T = A / colsum(A),  A_ij = a_ij^β,  A_ii = 1
+
+The result is divided by its largest value; the background is a threshold. Equations are those of the authors' program.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weakseg.data.transforms import Augmentation
+from weakseg.errors import WeaksegError
+from weakseg.labels import BACKGROUND, VOID
+from weakseg.methods import base
+from weakseg.models.registry import BackboneSettings, build_backbone
+from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
+from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
+from weakseg.ops.randomwalk import boundary_walk, pair_offsets
+from weakseg.ops.resize import resize_labels
+from weakseg.parallel import gather, mean_over_ranks
+
+STRIDE = 4
+"""Pixels of the image per cell of the boundary map, the displacements and the labels."""
+
+CERTAINTY = 0.7
+"""Probability of the label that a threshold gives, before the dense CRF."""
+
+EPSILON = 1e-5
+CANVAS_MULTIPLE = 16
+
+logger = logging.getLogger(__name__)
+
+
+class IRNet(nn.Module):
+    """A backbone that does not learn, and the two branches. It knows nothing of classes.
+
+    `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
+    """
+
+    class Settings(base.Settings):
+        """The displacements learn `displacement_lr_factor` times as fast as the boundaries. Defaults are those of the
+        paper's program. No stage of the backbone learns, whatever its `frozen_stages`.
+
+        Group normalisation looks at the whole picture, so the size of the `canvas` on which an image is laid, at least,
+        is a part of the function.
+        """
+
+        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=5)
+        radius: int = Field(default=10, ge=2, description="two pixels that are fewer cells apart are a pair")
+        foreground_threshold: float = Field(default=0.30, ge=0, le=1, description="above it is surely a thing")
+        background_threshold: float = Field(default=0.05, ge=0, le=1, description="below it is surely background")
+        crf: Annotated[str, AfterValidator(known_parameters)] = "irnet"
+        displacement_lr_factor: float = Field(default=10.0, gt=0)
+        canvas: int = Field(default=512, ge=0, description="pixels; larger images get the next multiple of 16")
+
+    class Options(base.Settings):
+        """How the maps walk. Defaults are those of the paper's program."""
+
+        radius: int = Field(default=5, ge=2)
+        beta: float = Field(default=10.0, gt=0, description="power of the affinities: large keeps to the surest paths")
+        log2_steps: int = Field(default=8, ge=0, le=16)
+
+    def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
+        super().__init__()
+        self.settings = settings
+        frozen = settings.backbone.model_copy(update={"frozen_stages": 5})
+        self.backbone = build_backbone(frozen, load_weights=load_weights)
+        self.boundary = BoundaryBranch(self.backbone.channels, self.backbone.strides)
+        self.displacement = DisplacementBranch(self.backbone.channels, self.backbone.strides)
+
+    def losses(self, batch: base.Batch) -> dict[str, Tensor]:
+        """`image` (N, 3, H, W) and `labels` (N, ceil(H / 4), ceil(W / 4)) uint8, 255 void."""
+        features = self.features(batch["image"])
+        logits, field = self.boundary(features), self.displacement(features)
+        return pair_losses(torch.sigmoid(logits.float()), field.float(), batch["labels"], self.settings.radius)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What the branches look at, from normalised images (N, 3, H, W): the backbone's five stages. The first has
+        half the resolution of its max-pooling, that of the second."""
+        with torch.no_grad():
+            first, *others = self.backbone(images)
+            return [F.max_pool2d(first, 3, stride=2, padding=1), *others]
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Boundaries and displacements."""
+        return [
+            {"params": list(self.boundary.parameters()), "lr": lr},
+            {"params": list(self.displacement.parameters()), "lr": lr * self.settings.displacement_lr_factor},
+        ]
+
+    @torch.no_grad()
+    def conclude(self, images: Iterable[base.Image], device: torch.device) -> None:
+        """Measure the mean displacement over all processes' images; it is subtracted from now on, in evaluation."""
+        self.displacement.mean.zero_()
+        means = [self.displacement(self.features(self._on_canvas([image], device))).mean((0, 2, 3)) for image in images]
+        total = torch.stack([torch.zeros(2), *(mean.cpu() for mean in means)]).sum(0)
+        totals, counts = zip(*gather((total, len(means))), strict=True)
+        self.displacement.mean += (torch.stack(totals).sum(0) / max(1, sum(counts))).to(device)
+
+    # What is learned from an image ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def evidence(settings: Settings, image: base.Image, maps: ActivationMaps) -> dict[str, npt.NDArray[Any]]:
+        """`labels` (H, W) uint8: what is surely a thing, surely background, or neither (void)."""
+        thresholds = (settings.foreground_threshold, settings.background_threshold)
+        things, not_background = confident_labels(image, maps.upsampled(), thresholds, settings.crf)
+        labels = np.array([BACKGROUND, *maps.labels], np.uint8)
+        return {"labels": combined_labels(labels[things], labels[not_background])}
+
+    @staticmethod
+    def training_sample(
+        settings: Settings,
+        image: base.Image,
+        evidence: base.Evidence,
+        augmentation: Augmentation,
+        rng: np.random.Generator,
+    ) -> dict[str, Tensor]:
+        """A random view: `image` (3, crop, crop) and `labels` (crop / 4, crop / 4), rounded up, for `losses`."""
+        view, labels = augmentation(image, evidence["labels"], rng)
+        assert labels is not None
+        side = -(-augmentation.crop // STRIDE)
+        return {"image": torch.as_tensor(view), "labels": torch.as_tensor(resize_labels(labels, (side, side)))}
+
+    # The walk ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
+        """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
+        if maps.stride != STRIDE:
+            raise WeaksegError(
+                f"IRNet walks on maps of stride {STRIDE}, these have stride {maps.stride}. Set the stride of the stage "
+                f"that makes them to {STRIDE}."
+            )
+        boundary, _ = self.relations(image, device)
+        walked = walk(torch.as_tensor(maps.maps, dtype=torch.float32).to(device), boundary, options)
+        return relative_to_largest(ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, STRIDE))
+
+    @torch.no_grad()
+    def relations(self, image: base.Image, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The boundary map (h, w) in (0, 1) and the displacements (2, h, w) of an image, h = ceil(H / 4)."""
+        height, width = (-(-side // STRIDE) for side in image.shape[:2])
+        features = self.features(self._on_canvas([image, image[:, ::-1]], device))
+        logits = self.boundary(features)[:, :height, :width]
+        field = self.displacement([stage[:1] for stage in features])[0, :, :height, :width]
+        return torch.sigmoid((logits[0] + logits[1].flip(1)) / 2), field
+
+    def _on_canvas(self, images: Sequence[base.Image], device: torch.device) -> Tensor:
+        """Normalised images of one size, (N, 3, at least canvas, at least canvas), in the upper left of mean colour."""
+        height, width = images[0].shape[:2]
+        rows, columns = (self._canvas_side(side) for side in (height, width))
+        batch = torch.from_numpy(np.stack([normalise_image(image) for image in images]))
+        return F.pad(batch, (0, columns - width, 0, rows - height)).to(device)
+
+    def _canvas_side(self, side: int) -> int:
+        if side > self.settings.canvas > 0:
+            warn_of_larger_images(self.settings.canvas)
+        return max(self.settings.canvas, -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE)
+
+
+@cache
+def warn_of_larger_images(canvas: int) -> None:
+    """Say once that the statistics of some images are others than what the network was made for."""
+    logger.warning(
+        "Some images are larger than the canvas of %d pixels: group normalisation sees others there.", canvas
+    )
+
+
+# The two branches -----------------------------------------------------------------------------------------------------
+
+
+class Reduction(nn.Sequential):
+    """A 1×1 convolution, group normalisation, bilinear enlargement by a whole factor, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, factor: int = 1) -> None:
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.GroupNorm(groups, out_channels))
+        self.factor = factor
+
+    def forward(self, features: Tensor) -> Tensor:
+        convolution, norm = self
+        # PyTorch's statistics of a group are thirty times as exact in this layout (large canvas, mostly empty).
+        reduced: Tensor = norm(convolution(features).contiguous())
+        if self.factor > 1:
+            reduced = F.interpolate(reduced, scale_factor=self.factor, mode="bilinear", align_corners=False)
+        return F.relu(reduced)
+
+
+def joined(first: Tensor, *others: Tensor) -> Tensor:
+    """Features one after the other, all cropped to the size of the first, which they may exceed right and below."""
+    height, width = first.shape[2:]
+    return torch.cat([first, *(features[:, :, :height, :width] for features in others)], 1)
+
+
+class BoundaryBranch(nn.Module):
+    """Features of five stages to the logits of the boundary map (N, h, w) at the resolution of the second."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        factors = [1, *(stride // strides[1] for stride in strides[1:])]
+        self.reductions = nn.ModuleList(
+            Reduction(width, 32, 4, factor) for width, factor in zip(channels, factors, strict=True)
+        )
+        self.logits = nn.Conv2d(5 * 32, 1, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        # The second stage is never enlarged; what is joined to it may be larger, not smaller.
+        first, second, *others = (reduce(x) for reduce, x in zip(self.reductions, features, strict=True))
+        height, width = second.shape[2:]
+        logits: Tensor = self.logits(joined(first[:, :, :height, :width], second, *others))
+        return logits[:, 0]
+
+
+class DisplacementBranch(nn.Module):
+    """Features of five stages to displacements (N, 2, h, w), (y, x), at the resolution of the second.
+
+    In evaluation mode their `mean` over many images is subtracted.
+    """
+
+    mean: Tensor
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        widths, groups = (64, 128, 256, 256, 256), (8, 16, 16, 16, 16)
+        factors = [1, 1, *(stride // strides[2] for stride in strides[2:])]
+        self.reductions = nn.ModuleList(
+            Reduction(*sizes) for sizes in zip(channels, widths, groups, factors, strict=True)
+        )
+        self.coarse = Reduction(3 * 256, 256, 16, strides[2] // strides[1])
+        self.fine = Reduction(64 + 128 + 256, 256, 16)
+        self.vectors = nn.Conv2d(256, 2, 1, bias=False)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        first, second, *coarse = (reduce(x) for reduce, x in zip(self.reductions, features, strict=True))
+        vectors: Tensor = self.vectors(self.fine(joined(first, second, self.coarse(joined(*coarse)))))
+        return vectors if self.training else vectors - self.mean[:, None, None]
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+def confident_labels(
+    image: base.Image, maps: npt.NDArray[np.float32], thresholds: Sequence[float], crf: str
+) -> list[npt.NDArray[np.intp]]:
+    """For each threshold, what wins in maps (K, H, W) against it after a dense CRF: places 1 … K, 0 where nothing."""
+    if len(maps) == 0:
+        return [np.zeros(image.shape[:2], np.intp) for _ in thresholds]
+    winners = [over_threshold(maps, threshold) for threshold in thresholds]
+    unaries = [unary_from_labels(winner, len(maps) + 1, CERTAINTY) for winner in winners]
+    return [marginals.argmax(0) for marginals in dense_crf(image, unaries, PARAMETERS[crf])]
+
+
+def over_threshold(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.intp]:
+    """1 + the place of the largest of maps (K, H, W), 0 where none is above the threshold."""
+    return np.where(maps.max(0) > threshold, maps.argmax(0) + 1, 0)
+
+
+def combined_labels(things: npt.NDArray[np.uint8], not_background: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What is surely a thing keeps its label, the rest is void, except for what is surely background."""
+    return np.where((things == BACKGROUND) & (not_background != BACKGROUND), np.uint8(VOID), things)
+
+
+# Pairs and their losses -----------------------------------------------------------------------------------------------
+
+
+def pair_losses(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> dict[str, Tensor]:
+    """The terms of the losses from a boundary map (N, h, w) in [0, 1], displacements (N, 2, h, w) and labels (N, h, w).
+
+    Each is a mean over its pairs in all processes' batches, 0 where there are none. A map that is too small (see
+    `ops.pairs`) has none.
+    """
+    *sums, counts = _PairSums.apply(boundary, field, labels, radius)
+    background, foreground, different, fg_displacement, bg_displacement = sums
+    n_background, n_foreground, n_different = counts
+    return {
+        "boundary_inside": mean_over_ranks(background, n_background) / 4
+        + mean_over_ranks(foreground, n_foreground) / 4,
+        "boundary_between": mean_over_ranks(different, n_different) / 2,
+        "displacement_things": mean_over_ranks(fg_displacement, 2 * n_foreground) / 2,
+        "displacement_background": mean_over_ranks(bg_displacement, 2 * n_background) / 2,
+    }
+
+
+class _PairSums(torch.autograd.Function):
+    """The sums over the three kinds of pairs of -log a or -log(1 - a), the sums of the displacements' errors over those
+    of things and of background, and the numbers of pairs.
+
+    One offset after the other adds to the sums and to their gradients, which are maps; nothing else is kept.
+    """
+
+    @staticmethod
+    def forward(context: Any, boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> tuple[Tensor, ...]:
+        boundary = boundary.contiguous()
+        sums, counts = boundary.new_zeros(5, dtype=torch.float64), boundary.new_zeros(3, dtype=torch.int64)
+        to_boundary, to_field = boundary.new_zeros(3, *boundary.shape), field.new_zeros(2, *field.shape)
+        for offset, (strongest, place), ends, vectors, gradients in zip(
+            pair_offsets(radius),
+            strongest_on_paths(boundary, radius),
+            shifted(labels, radius),
+            shifted(field, radius),
+            shifted(to_field, radius),
+            strict=True,
+        ):
+            kinds = kinds_of_pairs(*ends)
+            counts += torch.stack([kind.sum() for kind in kinds])
+            _add_affinities(sums[:3], to_boundary, strongest, place, torch.stack(kinds))
+            _add_displacements(sums[3:], gradients, vectors, offset, torch.stack([kinds.foreground, kinds.background]))
+        context.save_for_backward(to_boundary, to_field)
+        context.mark_non_differentiable(counts)
+        return *sums.float().unbind(), counts
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_boundary, to_field = context.saved_tensors
+        of_sums = torch.stack(gradients[:5])
+        return torch.tensordot(of_sums[:3], to_boundary, 1), torch.tensordot(of_sums[3:], to_field, 1), None, None
+
+
+def _add_affinities(sums: Tensor, to_boundary: Tensor, strongest: Tensor, place: Tensor, kinds: Tensor) -> None:
+    """Add one offset's pairs to the sums (3,) and their gradients (3, N, h, w); `kinds` is (3, N, rows, columns)."""
+    affinity = 1 - strongest
+    alike, unlike = affinity + EPSILON, (1 + EPSILON) - affinity
+    chances = torch.stack([alike, alike, unlike])
+    sums -= (chances.log() * kinds).sum((1, 2, 3), dtype=torch.float64)
+    slopes = torch.stack([1 / alike, 1 / alike, -1 / unlike]) * kinds
+    # A pair is of one kind at most: one addition serves all three maps.
+    cells = to_boundary[0].numel()
+    to_boundary.view(-1).index_add_(
+        0, (place + cells * (kinds[1] + 2 * kinds[2].long())).flatten(), slopes.sum(0).flatten()
+    )
+
+
+def _add_displacements(
+    sums: Tensor,
+    gradients: tuple[Tensor, Tensor],
+    vectors: tuple[Tensor, Tensor],
+    offset: tuple[int, int],
+    kinds: Tensor,
+) -> None:
+    """Add one offset's pairs to the sums (2,) over pairs of things and of background, and to the views of their
+    gradients (2, N, 2, rows, columns)."""
+    first, second = vectors
+    path = first.new_tensor(offset)[:, None, None]
+    errors = torch.stack([first - second - path, first - second])
+    kinds = kinds[:, :, None]
+    sums += (errors.abs() * kinds).sum((1, 2, 3, 4), dtype=torch.float64)
+    steps = errors.sign_() * kinds
+    to_first, to_second = gradients
+    to_first += steps
+    to_second -= steps
+
+
+# The walk -------------------------------------------------------------------------------------------------------------
+
+
+def walk(maps: Tensor, boundary: Tensor, options: IRNet.Options) -> Tensor:
+    """Maps (C, h, w) after 2^t steps of the walk that a boundary map (h, w) blocks."""
+    return boundary_walk(maps, boundary, radius=options.radius, beta=options.beta, steps=2**options.log2_steps)
+
+
+def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
+    """Maps divided by the largest value that any of them has at the size of the image; zeros stay zeros."""
+    largest = maps.upsampled().max(initial=0)
+    relative = np.minimum(maps.maps / (largest or 1), 1)
+    return ActivationMaps(maps.labels, relative, maps.size, maps.stride)
+
+
+REFINER = IRNet

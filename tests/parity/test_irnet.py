@@ -1,0 +1,286 @@
+"""IRNet's inter-pixel network, its labels, its losses and what it makes of maps, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from weakseg.methods.irnet import IRNet, combined_labels, confident_labels, over_threshold, pair_losses
+from weakseg.models.registry import BackboneSettings
+from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
+from weakseg.ops.randomwalk import pair_offsets
+from weakseg.ops.resize import resize_labels
+from weakseg.ops.schedule import poly_factor
+
+CPU = torch.device("cpu")
+REFERENCE_NAMES = {
+    "backbone.": "resnet50.",
+    "boundary.logits.": "fc_edge6.",
+    "displacement.coarse.": "fc_dp6.",
+    "displacement.fine.": "fc_dp7.",
+    "displacement.vectors.": "fc_dp7.3.",
+    "displacement.mean": "mean_shift.running_mean",
+    **{f"boundary.reductions.{k}.": f"fc_edge{k + 1}." for k in range(5)},
+    **{f"displacement.reductions.{k}.": f"fc_dp{k + 1}." for k in range(5)},
+}
+
+
+def reference_name(name: str) -> str:
+    (prefix,) = (prefix for prefix in REFERENCE_NAMES if name.startswith(prefix))
+    return REFERENCE_NAMES[prefix] + name.removeprefix(prefix)
+
+
+def irnet(**changes: Any) -> IRNet:
+    backbone = BackboneSettings(name="resnet50", output_stride=16, dilated=False, weights=None)
+    return IRNet(IRNet.Settings(backbone=backbone, **changes), 20)
+
+
+def filled(parity: Any, seed: int, **changes: Any) -> IRNet:
+    network = irnet(**changes)
+    state = network.state_dict()
+    network.load_state_dict(
+        {
+            name: torch.from_numpy(np.asarray(parity.fill.fill(reference_name(name), tuple(tensor.shape), seed)))
+            for name, tensor in state.items()
+        }
+    )
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network(parity: Any) -> IRNet:
+    vectors = parity("irnet/irn_net")
+    return filled(parity, int(vectors["seed"]), canvas=int(vectors["crop_size"].item()))
+
+
+def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
+    ours = np.asarray(ours)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance
+
+
+def stats(tensor: Tensor) -> np.ndarray:
+    """[mean, population standard deviation, max |x|, first 8 values], as the vectors have it."""
+    values = tensor.contiguous().numpy().astype(np.float64).ravel()
+    return np.concatenate([[values.mean(), values.std(), np.abs(values).max()], values[:8]])
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_network(parity: Any, network: IRNet, case: int) -> None:
+    vectors = parity("irnet/irn_net")
+    assert sum(parameter.numel() for parameter in network.parameters()) == 24_902_561
+    agrees(network.displacement.mean, vectors["running_mean"], 0)
+    images = torch.from_numpy(normalise_image(vectors[f"image_{case}"]))[None]
+    with torch.no_grad():
+        features = network.features(torch.cat([images, images.flip(3)]))
+        logits, field = network.boundary(features), network.displacement(features)
+    np.testing.assert_array_equal([stage.shape for stage in features], vectors[f"tap_shapes_{case}"])
+    agrees(np.stack([stats(stage) for stage in features]), vectors[f"tap_stats_{case}"], 5e-5)
+    agrees(logits[:, None], vectors[f"edge_logit_{case}"], 5e-5)
+    agrees(field, vectors[f"dp_eval_{case}"], 5e-5)
+    agrees(field + network.displacement.mean[:, None, None], vectors[f"dp_train_{case}"], 5e-5)
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_boundaries_and_displacements_of_an_image(parity: Any, network: IRNet, case: int) -> None:
+    vectors = parity("irnet/irn_net")
+    boundary, field = network.relations(vectors[f"image_{case}"], CPU)
+    agrees(boundary[None], vectors[f"edge_{case}"], 5e-5)
+    agrees(field, vectors[f"dp_{case}"], 5e-5)
+
+
+def test_the_usual_canvas(parity: Any) -> None:
+    vectors = parity("irnet/irn_net")
+    boundary, field = filled(parity, int(vectors["seed"])).relations(vectors["image_0"], CPU)
+    agrees(boundary[None], vectors["edge_canvas512"], 5e-5)
+    agrees(field, vectors["dp_canvas512"], 5e-5)
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_labels(parity: Any, case: int) -> None:
+    vectors = parity("irnet/ir_label")
+    image, maps, keys = (vectors[f"{name}_{case}"] for name in ("image", "high_res", "keys"))
+    thresholds = [float(vectors[f"conf_{which}_thres"]) for which in ("fg", "bg")]
+    labels = np.array([0, *(keys + 1)], np.uint8)
+    found = confident_labels(image, maps, thresholds, "irnet")
+    for which, threshold, refined in zip(("fg", "bg"), thresholds, found, strict=True):
+        np.testing.assert_array_equal(over_threshold(maps, threshold), vectors[f"{which}_before_crf_{case}"])
+        assert (refined == vectors[f"{which}_after_crf_{case}"]).mean() >= 0.995
+    theirs = (labels[vectors[f"{which}_after_crf_{case}"]] for which in ("fg", "bg"))
+    np.testing.assert_array_equal(combined_labels(*theirs), vectors[f"ir_label_{case}"])
+    evidence = IRNet.evidence(
+        irnet().settings, image, ActivationMaps((keys + 1).astype(np.int16), maps, image.shape[:2], 1)
+    )
+    assert (evidence["labels"] == vectors[f"ir_label_{case}"]).mean() >= 0.99
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def in_reference_order(vectors: dict[str, np.ndarray]) -> list[int]:
+    radius = int(vectors["radius"])
+    return [pair_offsets(radius).index((dy, dx)) for dy, dx in vectors["offsets"].tolist()]
+
+
+def test_pairs(parity: Any) -> None:
+    vectors = parity("irnet/affinity")
+    radius, order = int(vectors["radius"]), in_reference_order(vectors)
+    boundary, field, labels = (torch.from_numpy(vectors[name]) for name in ("edge", "disp", "label"))
+    strongest = torch.stack([values for values, _ in strongest_on_paths(boundary[:, 0], radius)], 1)
+    agrees((1 - strongest).flatten(2)[:, order], vectors["affinity"], 1e-6)
+    places = torch.stack([place for _, place in strongest_on_paths(boundary[:, 0], radius)], 1)
+    assert torch.equal(boundary.flatten()[places], strongest)
+    moved = torch.stack([first - second for first, second in shifted(field, radius)], 2)
+    agrees(moved.flatten(3)[:, :, order], vectors["pair_displacement"], 1e-6)
+    targets = torch.tensor(pair_offsets(radius)).T[None, :, :, None]
+    agrees((moved.flatten(3) - targets).abs()[:, :, order], vectors["displacement_error"], 1e-6)
+    kinds = torch.stack([torch.stack(kinds_of_pairs(*ends)) for ends in shifted(labels, radius)], 1)
+    for name, chosen in zip(("bg_pos", "fg_pos", "neg"), kinds, strict=True):
+        np.testing.assert_array_equal(chosen.flatten(1)[order], vectors[name])
+
+
+def test_losses_and_gradients(parity: Any) -> None:
+    vectors = parity("irnet/irn_loss")
+    labels = torch.from_numpy(resize_labels(vectors["label"], vectors["label_quarter"].shape[1:]))
+    np.testing.assert_array_equal(labels, vectors["label_quarter"])
+    logits = torch.from_numpy(vectors["edge_logits"]).requires_grad_()
+    field = torch.from_numpy(vectors["displacement"]).requires_grad_()
+    terms = pair_losses(torch.sigmoid(logits[:, 0]), field, labels, int(vectors["radius"]))
+    total = torch.stack(list(terms.values())).sum()
+    total.backward()
+    names = ("pos_affinity_loss", "neg_affinity_loss", "dp_fg_loss", "dp_bg_loss")
+    np.testing.assert_allclose(
+        [2 * term.item() for term in terms.values()], [vectors[name] for name in names], rtol=1e-5
+    )
+    np.testing.assert_allclose(total.item(), vectors["total"], rtol=1e-5)
+    agrees(logits.grad, vectors["grad_edge_logits"], 1e-6)
+    agrees(field.grad, vectors["grad_displacement"], 1e-6)
+    kinds = [torch.stack([kind.sum() for kind in kinds_of_pairs(*ends)]) for ends in shifted(labels, 10)]
+    assert torch.stack(kinds).sum(0).tolist() == [vectors[name] for name in ("n_bg_pos", "n_fg_pos", "n_neg")]
+    agrees(field.detach().mean((0, 2, 3)), vectors["mean_displacement"], 1e-6)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def checksum(tensor: Tensor) -> np.ndarray:
+    """[sum, L2 norm, first 8 values or NaN], as the vectors have it."""
+    values = tensor.detach().double().contiguous().flatten().numpy()
+    first = np.full(8, np.nan)
+    first[: min(8, values.size)] = values[:8]
+    return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
+
+
+def test_two_training_steps(parity: Any) -> None:
+    vectors = parity("irnet/train_irn")
+    network = filled(parity, int(vectors["seed"]), canvas=vectors["images"].shape[1])
+    network.displacement.mean.zero_()
+    network.train()
+    batch = {
+        "image": torch.from_numpy(np.stack([normalise_image(image) for image in vectors["images"]])),
+        "labels": torch.from_numpy(vectors["label_quarter"]),
+    }
+    momentum, weight_decay, dampening, nesterov = vectors["optimiser"][0].tolist()
+    assert (dampening, nesterov) == (0, 0)
+    optimiser = torch.optim.SGD(network.param_groups(lr=0.1), momentum=momentum, weight_decay=weight_decay)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    watched = [next(n for n in network.state_dict() if reference_name(n) == name) for name in vectors["watched"]]
+    for step in range(2):
+        for name, expected in zip(watched, vectors["checksums"][step], strict=True):
+            np.testing.assert_allclose(
+                checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
+            )
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * poly_factor(step, steps=2, power=0.9)
+        np.testing.assert_allclose([group["lr"] for group in optimiser.param_groups], vectors["lr"][step], rtol=1e-9)
+        terms = network.losses(batch)
+        optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        np.testing.assert_allclose([2 * term.item() for term in terms.values()], vectors["losses"][step], rtol=1e-4)
+        parameters = dict(network.named_parameters())
+        for name, expected in zip(watched, vectors["grad_norms"][step], strict=True):
+            gradient = parameters[name].grad if name in parameters else None
+            norm = np.nan if gradient is None else gradient.norm().item()
+            np.testing.assert_allclose(norm, expected, rtol=1e-3, err_msg=name)
+        optimiser.step()
+    for name, expected in zip(watched, vectors["checksums"][2], strict=True):
+        if name != "displacement.mean":
+            np.testing.assert_allclose(
+                checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
+            )
+    network.eval()
+    network.conclude(list(vectors["images"]), CPU)
+    np.testing.assert_allclose(network.displacement.mean.numpy(), vectors["mean_shift_after"], rtol=1e-3)
+
+
+def test_optimiser(parity: Any) -> None:
+    vectors = parity("irnet/optimiser")
+    steps, power = int(vectors["max_step"]), float(vectors["power"])
+    parameters = [torch.from_numpy(part).requires_grad_() for part in np.split(vectors["parameters"][0], [3])]
+    (momentum, first_decay), (_, second_decay) = vectors["group_settings"].tolist()
+    rates = vectors["lr"][0].tolist()
+    groups = [
+        {"params": [parameter], "lr": rate, "weight_decay": decay}
+        for parameter, rate, decay in zip(parameters, rates, (first_decay, second_decay), strict=True)
+    ]
+    optimiser = torch.optim.SGD(groups, momentum=momentum)
+    for step, gradient in enumerate(vectors["gradients"]):
+        for group, rate, expected in zip(optimiser.param_groups, rates, vectors["lr"][step], strict=True):
+            group["lr"] = rate * poly_factor(step, steps, power)
+            assert abs(group["lr"] - expected) <= 1e-6
+        for parameter, part in zip(parameters, np.split(gradient, [3]), strict=True):
+            parameter.grad = torch.from_numpy(part)
+        optimiser.step()
+        agrees(torch.cat([parameter.detach() for parameter in parameters]), vectors["parameters"][step + 1], 1e-6)
+
+
+# The walk -------------------------------------------------------------------------------------------------------------
+
+
+class Given(IRNet):
+    """Boundaries and displacements that were made by somebody else."""
+
+    def __init__(self, boundary: np.ndarray, field: np.ndarray | None = None) -> None:
+        torch.nn.Module.__init__(self)
+        self.given = (
+            torch.from_numpy(boundary),
+            torch.zeros(2, *boundary.shape) if field is None else torch.from_numpy(field),
+        )
+
+    def relations(self, image: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.given
+
+
+def semantic_labels(network: IRNet, vectors: dict[str, np.ndarray], case: int, image: np.ndarray) -> np.ndarray:
+    labels = (vectors[f"keys_{case}"] + 1).astype(np.int16)
+    maps = ActivationMaps(labels, vectors[f"cam_{case}"], image.shape[:2])
+    walked = network.refine(image, maps, IRNet.Options(), CPU)
+    return np.array([0, *labels])[over_threshold(walked.upsampled(), float(vectors["bg_thres"]))]
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_semantic_labels_of_given_boundaries(parity: Any, case: int) -> None:
+    vectors = parity("irnet/sem_seg")
+    image = np.zeros((*vectors[f"size_{case}"].tolist(), 3), np.uint8)
+    labels = semantic_labels(Given(vectors[f"edge_{case}"][0]), vectors, case, image)
+    assert (labels == vectors[f"label_{case}"]).mean() >= 0.999
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_semantic_labels_of_the_whole_chain(parity: Any, case: int) -> None:
+    vectors = parity("irnet/sem_seg")
+    network = filled(parity, int(vectors["seed"]), canvas=int(vectors["crop_size"].item()))
+    image = vectors[f"image_{case}"]
+    agrees(network.relations(image, CPU)[0][None], vectors[f"net_edge_{case}"], 5e-5)
+    assert (semantic_labels(network, vectors, case, image) == vectors[f"net_label_{case}"]).mean() >= 0.999
