@@ -20,8 +20,10 @@ from weakseg.methods.affinitynet import (
     view_labels,
     with_background,
 )
+from weakseg.methods.base import checkpoints
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
+from weakseg.models.weights import check_names_and_shapes
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
 from weakseg.ops.pairs import Pairs
@@ -113,6 +115,28 @@ def test_vgg16(parity: Any) -> None:
     agrees_relatively(pair_affinities(net.features(images), 5), vectors["aff"], 1e-4)
 
 
+def reference_shapes(vectors: Vectors, name: str) -> dict[str, tuple[int, ...]]:
+    rows = zip(vectors[f"{name}_keys"].tolist(), vectors[f"{name}_shapes"].tolist(), strict=True)
+    return {key: tuple(side for side in shape if side) for key, shape in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "network"),
+    [
+        ("affinitynet-resnet38", "resnet38/state_dict", "resnet38_aff"),
+        ("affinitynet-vgg16", "affinitynet/vgg16_state_dict", "vgg16_aff"),
+    ],
+)
+def test_published_checkpoints(parity: Any, name: str, file: str, network: str) -> None:
+    (checkpoint,) = [item for _, _, item in checkpoints() if item.name == name]
+    with torch.device("meta"):
+        published = {key: torch.empty(shape) for key, shape in reference_shapes(parity(file), network).items()}
+        assert [item.name for _, _, item in checkpoints() if item.matches(published)] == [name]
+        reading = checkpoint.read(published)
+        net = AffinityNet(AffinityNet.Settings.model_validate(reading.settings.model_dump()), 20)
+    assert check_names_and_shapes(reading.state, net.state_dict()) == ""
+
+
 def test_vgg16_state_dict(parity: Any) -> None:
     vectors = parity("affinitynet/vgg16_state_dict")
     settings = AffinityNet.Settings(
@@ -122,8 +146,7 @@ def test_vgg16_state_dict(parity: Any) -> None:
     with torch.device("meta"):
         net = AffinityNet(settings, 20)
     found = {reference_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    names, shapes = vectors["vgg16_aff_keys"].tolist(), vectors["vgg16_aff_shapes"].tolist()
-    assert found == {name: tuple(side for side in shape if side) for name, shape in zip(names, shapes, strict=True)}
+    assert found == reference_shapes(vectors, "vgg16_aff")
     ours = {reference_name(name): parameter for name, parameter in net.named_parameters()}
     groups = {id(p): number for number, group in enumerate(net.param_groups(0.1)) for p in group["params"]}
     columns = (vectors[f"vgg16_aff_{column}"].tolist() for column in ("params", "group", "trainable"))

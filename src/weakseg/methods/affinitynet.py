@@ -27,6 +27,9 @@ which takes the mean over channels where the paper has the sum.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -284,4 +287,37 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     return mean_over_ranks((values * chosen).sum(), chosen.sum())
 
 
+# Published checkpoints ------------------------------------------------------------------------------------------------
+
+_HEAD = re.compile(r"(f8|gn8)_([345])\.(weight|bias)")
+
+
+def _own_name(name: str) -> str:
+    """Our name of a tensor in the files of AffinityNet's authors."""
+    if match := _HEAD.fullmatch(name):
+        return f"reductions.{int(match[2]) - 3}.{int(match[1] == 'gn8')}.{match[3]}"
+    return "combination.weight" if name == "f9.weight" else f"backbone.{name}"
+
+
+def _read(state: Mapping[str, Tensor], backbone: str, group_norm: bool) -> base.Reading:
+    settings = AffinityNet.Settings(
+        backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1), group_norm=group_norm
+    )
+    return base.Reading(settings, None, {_own_name(name): tensor for name, tensor in state.items()})
+
+
 REFINER = AffinityNet
+CHECKPOINTS = [
+    base.Checkpoint(
+        "affinitynet-resnet38",
+        "AffinityNet with ResNet-38 (res38_aff.pth)",
+        lambda names: {"b2.conv_branch1.weight", "f8_5.weight"} <= set(names),
+        partial(_read, backbone="resnet38", group_norm=False),
+    ),
+    base.Checkpoint(
+        "affinitynet-vgg16",
+        "AffinityNet with VGG-16 (vgg16_aff.pth)",
+        lambda names: {"conv5_3.weight", "f8_5.weight"} <= set(names),
+        partial(_read, backbone="vgg16_affinity", group_norm=True),
+    ),
+]

@@ -1,0 +1,72 @@
+"""The picture of docs/affinitynet.md: python docs/affinitynet_picture.py RUN, a run of the recipe toy-affinitynet.
+
+Four images of the training split, one a row: image, activation map, what is learned from it (void is white), affinity
+of every cell to its surroundings, the map after the walk, pseudo-mask before CRF, ground truth.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from weakseg.data.images import read_image, read_label_map
+from weakseg.data.opening import open_dataset
+from weakseg.files import read_json, read_npz
+from weakseg.labels import VOID
+from weakseg.methods.affinitynet import affinity_labels
+from weakseg.methods.store import load_model
+from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.report.pictures import heat_map, painted
+
+ROWS, ENLARGED, GAP = 4, 2, 8
+
+
+def main(run: Path) -> None:
+    samples = open_dataset(Path(read_json(run / "data.json")["root"])).split("train")
+    network = load_model(run / "affinity" / "model").network
+    several = [sample for sample in samples if len(sample.labels.present()) > 1][:ROWS]
+    rows = []
+    for sample in several:
+        image = read_image(sample.image)
+        before = ActivationMaps.load(run / "maps" / "maps" / f"{sample.name}.npz")
+        after = ActivationMaps.load(run / "walk" / "maps" / f"{sample.name}.npz")
+        evidence = read_npz(run / "affinity" / "evidence" / f"{sample.name}.npz")
+        sure = affinity_labels(evidence["low"], evidence["high"])
+        known = np.array([0, *before.labels, *[0] * VOID], np.uint8)[sure]
+        mask = read_label_map(run / "walked" / "masks" / f"{sample.name}.png")
+        assert sample.mask is not None
+        rows.append(
+            [
+                image,
+                heat_map(image, before.upsampled().max(0)),
+                np.where((sure == VOID)[..., None], np.uint8(255), painted(image, known)),
+                heat_map(image, mean_affinity(network, image)),
+                heat_map(image, after.upsampled()[1:].max(0)),
+                painted(image, mask),
+                painted(image, sample.mask.read()),
+            ]
+        )
+    height, width = rows[0][0].shape[:2]
+    sheet = np.full((ROWS * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
+    for number, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet[number * (height + GAP) :][:height, column * (width + GAP) :][:, :width] = picture
+    large = Image.fromarray(sheet)
+    large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
+    large.quantize(256).save(Path(__file__).with_name("affinitynet.png"), optimize=True)
+
+
+@torch.no_grad()
+def mean_affinity(network: torch.nn.Module, image: np.ndarray) -> np.ndarray:
+    """The mean affinity of each first pixel to its partners, at the size of the image: low at borders."""
+    affinities, _ = network.affinities(torch.from_numpy(normalise_image(image)))  # type: ignore[operator]
+    mean = affinities.mean(0)[None, None]
+    return torch.nn.functional.interpolate(mean, image.shape[:2], mode="bilinear")[0, 0].numpy()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
