@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from weakseg.methods.irnet import IRNet, combined_labels, confident_labels, over_threshold, pair_losses
+from weakseg.errors import WeaksegError
+from weakseg.methods.irnet import (
+    CHECKPOINTS,
+    IRNet,
+    combined_labels,
+    confident_labels,
+    over_threshold,
+    pair_losses,
+    read_irnet,
+)
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
@@ -243,6 +252,50 @@ def test_optimiser(parity: Any) -> None:
             parameter.grad = torch.from_numpy(part)
         optimiser.step()
         agrees(torch.cat([parameter.detach() for parameter in parameters]), vectors["parameters"][step + 1], 1e-6)
+
+
+# The authors' file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(parity: Any) -> dict[str, Tensor]:
+    """A state dict with all names of a real file, aliases sharing their storage."""
+    vectors = parity("irnet/checkpoint_keys")
+    columns = (vectors[name].tolist() for name in ("irn_keys", "irn_shapes", "irn_alias_of"))
+    state: dict[str, Tensor] = {}
+    for key, shape, alias in zip(*columns, strict=True):
+        dimensions = tuple(int(n) for n in shape.split("x")) if shape else ()
+        if alias != key:
+            state[key] = state[alias]
+        elif key.startswith(("path_indices", "disp_target")):
+            state[key] = torch.zeros(1).expand(dimensions)
+        else:
+            canonical = "mean_shift.running_mean" if key.endswith("4.running_mean") else key
+            state[key] = torch.from_numpy(np.asarray(parity.fill.fill(canonical, dimensions, 11)))
+        assert tuple(state[key].shape) == dimensions
+    return state
+
+
+def test_reads_the_original_checkpoint(network: IRNet, checkpoint: dict[str, Tensor]) -> None:
+    assert [kind.name for kind in CHECKPOINTS if kind.matches(checkpoint)] == ["irnet"]
+    reading = read_irnet(checkpoint)
+    assert reading.num_classes is None
+    assert len(reading.ignored) == 21
+    assert reading.settings == IRNet.Settings(
+        backbone=irnet().settings.backbone.model_copy(update={"frozen_stages": 5})
+    )
+    assert set(reading.state) == set(network.state_dict())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(reading.state[name], tensor), name
+
+
+def test_refuses_other_checkpoints(checkpoint: dict[str, Tensor]) -> None:
+    for name in ("fc_edge7.0.weight", "dp_layers.7.0.weight", "stage6.0.0.bn1.bias", "classifier.weight"):
+        with pytest.raises(WeaksegError, match=f"it has a tensor {name}"):
+            read_irnet({name: torch.zeros(1)})
+    other = {**checkpoint, "edge_layers.0.1.bias": torch.ones(32)}
+    with pytest.raises(WeaksegError, match=r"copies of boundary\.reductions\.0\.1\.bias differ"):
+        read_irnet(other)
 
 
 # The walk -------------------------------------------------------------------------------------------------------------

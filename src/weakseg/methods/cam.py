@@ -18,18 +18,17 @@ or VGG-16 at stride 8: half of the channels of f are dropped in training. For VG
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.methods import base
+from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 
@@ -88,12 +87,7 @@ class CAM(nn.Module):
         ]
 
 
-# IRNet's file stores every tensor of the backbone three times: under `resnet50.` and under two lists of its parts.
-_IRNET_ALIASES = [
-    (re.compile(r"(?:stage1|backbone\.0)\.([014])\.(.*)"), {"0": "conv1.", "1": "bn1.", "4": "layer1."}),
-    (re.compile(r"stage([234])\.0\.(.*)"), {"2": "layer2.", "3": "layer3.", "4": "layer4."}),
-    (re.compile(r"backbone\.([123])\.0\.(.*)"), {"1": "layer2.", "2": "layer3.", "3": "layer4."}),
-]
+_IRNET_PARTS = {(1, 0): "conv1", (1, 1): "bn1", (1, 4): "layer1", (2, 0): "layer2", (3, 0): "layer3", (4, 0): "layer4"}
 
 
 def read_irnet_cam(state: Mapping[str, Tensor]) -> base.Reading:
@@ -101,13 +95,7 @@ def read_irnet_cam(state: Mapping[str, Tensor]) -> base.Reading:
 
     Raises `WeaksegError` for names that such a file does not have, and for copies of one tensor that differ.
     """
-    own: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        own_name = _irnet_name(name)
-        if own_name is None:
-            raise WeaksegError(f"it has a tensor {name}")
-        if not torch.equal(own.setdefault(own_name, tensor), tensor):
-            raise WeaksegError(f"its copies of {own_name} differ, {name} is one of them")
+    own = rename_copies(state, _irnet_name, ignored="").state
     settings = CAM.Settings()
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": None})})
     return base.Reading(settings, _num_classes(own), own, inference={"scales": (1.0, 0.5, 1.5, 2.0), "threshold": 0.15})
@@ -123,12 +111,8 @@ def _irnet_name(name: str) -> str | None:
     """Our name of a tensor of IRNet's CAM file; None for a name that it does not have."""
     if name in ("classifier.weight", "newly_added.0.weight"):
         return "classifier.weight"
-    if name.startswith("resnet50."):
-        return "backbone." + name.removeprefix("resnet50.")
-    for pattern, parts in _IRNET_ALIASES:
-        if match := pattern.fullmatch(name):
-            return "backbone." + parts[match[1]] + match[2]
-    return None
+    part = irnet_backbone_name(name, _IRNET_PARTS)
+    return part and f"backbone.{part}"
 
 
 def _read_affinitynet(state: Mapping[str, Tensor], backbone: str, map_power: float) -> base.Reading:

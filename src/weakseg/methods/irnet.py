@@ -28,7 +28,8 @@ The result is divided by its largest value; the background is a threshold. Equat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID
 from weakseg.methods import base
+from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
@@ -396,4 +398,54 @@ def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
     return ActivationMaps(maps.labels, relative, maps.size, maps.stride)
 
 
+# The authors' file ----------------------------------------------------------------------------------------------------
+
+_BACKBONE_PARTS = {
+    (1, 0): "conv1", (1, 1): "bn1", (2, 0): "layer1", (3, 0): "layer2", (4, 0): "layer3", (5, 0): "layer4",
+}  # fmt: skip
+_HEADS = {
+    "edge": [*(f"boundary.reductions.{k}" for k in range(5)), "boundary.logits"],
+    "dp": [*(f"displacement.reductions.{k}" for k in range(5)), "displacement.coarse", "displacement.fine"],
+}
+# The last of the displacement's heads goes on after its ReLU.
+_AFTER_HEADS = {
+    "displacement.fine.3.weight": "displacement.vectors.weight",
+    "displacement.fine.4.running_mean": "displacement.mean",
+}
+
+
+def read_irnet(state: Mapping[str, Tensor]) -> base.Reading:
+    """An `IRNet` with the backbone "resnet50" from a checkpoint of the authors' network.
+
+    Raises `WeaksegError` for names that such a file does not have, and for copies of one tensor that differ. Indices of
+    paths and targets of displacements, which it holds too, are constants and ignored.
+    """
+    renamed = rename_copies(state, _own_name, ignored=r"path_indices\d+|disp_target")
+    settings = IRNet.Settings()
+    settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": None})})
+    return base.Reading(settings, None, renamed.state, renamed.ignored)
+
+
+def _own_name(name: str) -> str | None:
+    """Our name of a tensor of the authors' file; None for a name that it does not have."""
+    if name == "mean_shift.running_mean":
+        return "displacement.mean"
+    if match := re.fullmatch(r"(?:fc_(edge|dp)(\d)|(edge|dp)_layers\.(\d))\.(.+)", name):
+        branch, place = (match[1], int(match[2]) - 1) if match[1] else (match[3], int(match[4]))
+        if not 0 <= place < len(_HEADS[branch]):
+            return None
+        own = f"{_HEADS[branch][place]}.{match[5]}"
+        return _AFTER_HEADS.get(own, own)
+    part = irnet_backbone_name(name, _BACKBONE_PARTS)
+    return part and f"backbone.{part}"
+
+
 REFINER = IRNet
+CHECKPOINTS = [
+    base.Checkpoint(
+        "irnet",
+        "IRNet's network of boundaries and displacements (res50_irn.pth)",
+        lambda names: {"fc_edge6.weight", "fc_dp7.3.weight"} <= set(names),
+        read_irnet,
+    )
+]

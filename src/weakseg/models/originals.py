@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from weakseg.errors import WeaksegError
@@ -50,6 +51,43 @@ def rename(state: Mapping[str, Tensor], own_name: Callable[[str], str | None], i
             raise WeaksegError(f"two of its tensors would be {own}, one of them {name}")
         renamed[own] = tensor
     return Renamed(renamed, tuple(left_out))
+
+
+def rename_copies(state: Mapping[str, Tensor], own_name: Callable[[str], str | None], ignored: str) -> Renamed:
+    """Like `rename`, for a file that holds tensors more than once: those that get one name must be equal."""
+    renamed: dict[str, Tensor] = {}
+    left_out = []
+    for name, tensor in state.items():
+        if re.fullmatch(ignored, name):
+            left_out.append(name)
+            continue
+        own = own_name(name)
+        if own is None:
+            raise WeaksegError(f"it has a tensor {name}")
+        if not torch.equal(renamed.setdefault(own, tensor), tensor):
+            raise WeaksegError(f"its copies of {own} differ, {name} is one of them")
+    return Renamed(renamed, tuple(left_out))
+
+
+# IRNet's ResNet-50 ----------------------------------------------------------------------------------------------------
+
+_IRNET_COPY = re.compile(r"(?:stage(\d)|backbone\.(\d))\.(\d)\.(.*)")
+
+
+def irnet_backbone_name(name: str, parts: Mapping[tuple[int, int], str]) -> str | None:
+    """Our name of a tensor of the ResNet-50 in one of IRNet's files; None for a name that it does not have.
+
+    Such a file stores every tensor of the backbone three times: under `resnet50.` and under two lists of its stages.
+    `parts` are the modules of the network by (stage, place in it).
+    """
+    if name.startswith("resnet50."):
+        return name.removeprefix("resnet50.")
+    match = _IRNET_COPY.fullmatch(name)
+    if match is None:
+        return None
+    stage = int(match[1]) if match[1] else int(match[2]) + 1
+    part = parts.get((stage, int(match[3])))
+    return part and f"{part}.{match[4]}"
 
 
 # MXNet's ResNet-38 ----------------------------------------------------------------------------------------------------
