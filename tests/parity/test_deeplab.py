@@ -273,3 +273,13 @@ def test_augment(parity, k, variant):
 
     assert np.array_equal(label_view, vectors[f"label_{k}_{variant}"])
     assert np.abs(image_view[:, ::3, ::3] - vectors[f"image_{k}_{variant}"]).max() <= 2e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", range(2))
+def test_demo(parity, build, k):
+    vectors = parity("deeplab/demo")
+    network = build(vectors, multi_scale=True)
+    images = as_batch(np.ascontiguousarray(vectors[f"resized_bgr{k}"][..., ::-1]))
+    large = nn.functional.interpolate(network.logits(images), images.shape[-2:], mode="bilinear", align_corners=False)
+    assert (large.argmax(1)[0].numpy() == vectors[f"labelmap{k}"]).mean() >= 0.995

@@ -61,6 +61,9 @@ class Stem(nn.Sequential):
 class DeepLabResNet(StagedBackbone):
     """ResNet of the given blocks in its last four stages, `layer2` … `layer5`; 42.5 million parameters for 3/4/23/3.
 
+    `multi_grid` multiplies the dilation of the blocks of the last stage, as DeepLab v3 does (Chen et al. 2017, section
+    3.2.1).
+
     Stage 1 is the stem without its pooling, as in `ResNet`. The pooling rounds up: from stage 2 on, features may
     have one row and column more than ceil(size / stride). Images come in as for every backbone and are turned
     into what the weights expect: blue, green, red in [0, 255] less the mean.
@@ -70,7 +73,11 @@ class DeepLabResNet(StagedBackbone):
     caffe_shift: Tensor
 
     def __init__(
-        self, output_stride: int = 8, dilated: bool = True, blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+        self,
+        output_stride: int = 8,
+        dilated: bool = True,
+        blocks: tuple[int, int, int, int] = (3, 4, 23, 3),
+        multi_grid: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         plans = plan_stages(output_stride, dilated)
         super().__init__(CHANNELS, plans)
@@ -79,7 +86,7 @@ class DeepLabResNet(StagedBackbone):
         self.layer2 = _layer(CHANNELS[0], CHANNELS[1], blocks[0], plans[1]._replace(stride=1))
         self.layer3 = _layer(CHANNELS[1], CHANNELS[2], blocks[1], plans[2])
         self.layer4 = _layer(CHANNELS[2], CHANNELS[3], blocks[2], plans[3])
-        self.layer5 = _layer(CHANNELS[3], CHANNELS[4], blocks[3], plans[4])
+        self.layer5 = _layer(CHANNELS[3], CHANNELS[4], blocks[3], plans[4], multi_grid)
         initialise(self)
         self.caffe_input = CaffeInput()
 
@@ -96,13 +103,23 @@ class DeepLabResNet(StagedBackbone):
         return super().forward(self.caffe_input(images))
 
 
-def _layer(in_channels: int, out_channels: int, blocks: int, plan: StagePlan) -> nn.Sequential:
-    """A stage whose blocks, the first among them, all have the same dilation."""
+def multi_grid_resnet101(output_stride: int = 16, dilated: bool = True) -> DeepLabResNet:
+    """The ResNet-101 of DeepLab v3: the dilation of the last three blocks grows 1 : 2 : 4."""
+    return DeepLabResNet(output_stride, dilated, multi_grid=(1, 2, 4))
+
+
+def _layer(
+    in_channels: int, out_channels: int, blocks: int, plan: StagePlan, grid: tuple[int, int, int] = (1, 1, 1)
+) -> nn.Sequential:
+    """A stage whose blocks, the first among them, all have the same dilation, apart from `grid`."""
     layer = nn.Sequential()
     for index in range(blocks):
         first = index == 0
         block = Bottleneck(
-            in_channels if first else out_channels, out_channels, plan.stride if first else 1, plan.dilation
+            in_channels if first else out_channels,
+            out_channels,
+            plan.stride if first else 1,
+            plan.dilation * grid[index % len(grid)],
         )
         layer.add_module(f"block{index + 1}", block)
     return layer

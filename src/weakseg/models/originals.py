@@ -228,7 +228,7 @@ ORIGINALS = (
         "deeplab-coco-caffe",
         "Caffe's ResNet-101 that DeepLab v2 starts from (init.caffemodel)",
         "the masks of MS-COCO",
-        ("deeplab_resnet101",),
+        ("deeplab_resnet101", "deeplab_resnet101_multi_grid"),
         lambda names: "res2a_branch1/0" in names and not any(name.startswith("fc1_voc12_c") for name in names),
         _read_caffe_deeplab_coco,
     ),

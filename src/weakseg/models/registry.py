@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
-from weakseg.models.deeplab_resnet import DeepLabResNet
+from weakseg.models.deeplab_resnet import DeepLabResNet, multi_grid_resnet101
 from weakseg.models.mobilenet import MobileNetV2
 from weakseg.models.resnet import resnet18, resnet50, resnet101
 from weakseg.models.resnet38 import ResNet38
@@ -33,6 +33,7 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "deeplab_resnet101": DeepLabResNet,
+    "deeplab_resnet101_multi_grid": multi_grid_resnet101,
     "resnet38": ResNet38,
     "vgg16": VGG16,
     "vgg16_affinity": VGG16Affinity,
