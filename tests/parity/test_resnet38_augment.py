@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
@@ -18,6 +19,7 @@ from weakseg.data.transforms import (
     scaled_size,
 )
 from weakseg.labels import VOID
+from weakseg.models.caffe_input import CaffeInput
 from weakseg.ops.activation import normalise_image
 from weakseg.ops.activation import resize_image as resize_by_factor
 
@@ -48,6 +50,13 @@ class Draws:
 def test_normalised(vectors: Vectors) -> None:
     normalised = normalise_image(vectors["image"]).transpose(1, 2, 0)
     assert np.abs(normalised - vectors["normalised"]).max() <= 1e-6
+
+
+def test_normalised_for_vgg16(vectors: Vectors) -> None:
+    images = torch.from_numpy(normalise_image(vectors["image"]))[None]
+    found = CaffeInput()(images)[0].permute(1, 2, 0).numpy()
+    expected = vectors["normalised_vgg"]
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 def test_longer_side(vectors: Vectors) -> None:
