@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from weakseg.errors import WeaksegError
-from weakseg.ops import densecrf
+from weakseg.ops import densecrf, densecrf_torch
 from weakseg.ops.densecrf import (
     PARAMETERS,
     CRFParameters,
@@ -105,15 +106,138 @@ def test_threads_and_cached_lattices_change_nothing(monkeypatch: pytest.MonkeyPa
         np.testing.assert_array_equal(dense_crf(image, unary, SHORT), expected)
 
 
+# Any shape, any form --------------------------------------------------------------------------------------------------
+
+
+def tiny_problem(rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    """An image of a few pixels, often one row or one pixel, and unaries, often with labels alike."""
+    height, width = (1 if rng.random() < 0.25 else int(side) for side in rng.integers(1, 7, 2))
+    image = rng.integers(0, 256, (height, width, 3), np.uint8) // int(rng.integers(1, 200))
+    unaries = [
+        rng.choice([0, 1, 2.5, 9], (labels, height, width)).astype(np.float32) for labels in rng.integers(1, 7, 2)
+    ]
+    return image, unaries[: int(rng.integers(1, 3))]
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32 - 1))
+def test_ten_thousand_shapes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    once = CRFParameters(iterations=1)
+    for _ in range(100):
+        image, unaries = tiny_problem(rng)
+        for unary, marginals in zip(unaries, dense_crf(image, unaries, once), strict=True):
+            assert marginals.shape == unary.shape
+            assert marginals.min() >= 0
+            assert abs(marginals.sum(0) - 1).max() < 1e-5
+
+
+@pytest.fixture
+def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form for other devices, on the CPU."""
+    monkeypatch.setattr(densecrf, "_mean_field_on_cpu", densecrf._mean_field_on_device)
+
+
+def equal_in_both_forms(
+    images: list[np.ndarray], unaries: list[list[np.ndarray]], parameters: CRFParameters | str, device: str = "cpu"
+) -> None:
+    compiled = [dense_crf(*pair, parameters) for pair in zip(images, unaries, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(densecrf, "_mean_field_on_cpu", densecrf._mean_field_on_device)
+        together = dense_crf(images, unaries, parameters, device)
+    for ours, expected, of_image in zip(together, compiled, unaries, strict=True):
+        assert len(ours) == len(of_image)
+        for marginals, other, unary in zip(ours, expected, of_image, strict=True):
+            assert (marginals.dtype, marginals.shape) == (np.float32, unary.shape)
+            np.testing.assert_allclose(marginals, other, atol=1e-4)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_images_of_all_sizes_in_one_batch(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, unaries = zip(*(tiny_problem(rng) for _ in range(count)), strict=True)
+    equal_in_both_forms(list(images), list(unaries), SHORT)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_both_forms_take_all_parameters_by_name(name: str) -> None:
+    images = [picture(21, 30), picture(17, 9, seed=1)]
+    unaries = [[random_unary(3, *image.shape[:2])] for image in images]
+    equal_in_both_forms(images, unaries, name)
+    np.testing.assert_array_equal(
+        dense_crf(images[0], unaries[0][0], name), dense_crf(images[0], unaries[0][0], PARAMETERS[name])
+    )
+
+
+@pytest.mark.parametrize("most", [1, 5000])
+def test_batches_are_as_large_as_memory_allows(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(densecrf_torch, "MAX_VALUES", most)
+    images = [picture(6 + i, 8, seed=i) for i in range(7)]
+    unaries = [[random_unary(2 + i, *image.shape[:2])] for i, image in enumerate(images)]
+    batches = list(densecrf_torch._batches(images, [[densecrf.Problem.of(u.reshape(len(u), -1))] for [u] in unaries]))
+    assert [i for batch in batches for i in range(7)[batch]] == list(range(7))
+    assert len(batches) == 7 if most == 1 else 1 < len(batches) < 7
+    equal_in_both_forms(images, unaries, SHORT)
+
+
+@pytest.mark.usefixtures("in_torch")
+def test_torch_form_takes_what_the_compiled_one_takes() -> None:
+    grey = picture(channels=1)
+    np.testing.assert_allclose(
+        dense_crf(grey, random_unary(3), SHORT), step_by_step(grey, random_unary(3), SHORT), atol=1e-4
+    )
+    impossible = random_unary(3)
+    impossible[2] = np.inf
+    impossible[0, 4, 5] = np.inf
+    marginals = dense_crf(picture(), impossible, SHORT)
+    assert (marginals[2] == 0).all()
+    assert (marginals[0, 4, 5], marginals[1, 4, 5]) == (0, 1)
+    assert dense_crf([], [], SHORT) == []
+    assert dense_crf([picture()], [[]], SHORT) == [[]]
+
+
+def test_scales_whose_keys_need_more_than_64_bits_in_both_forms() -> None:
+    images = [picture(6, 8), picture(5, 5, seed=1)]
+    fine = CRFParameters(1e-4, 3, 1e-3, 1e-3, 5, iterations=2)
+    equal_in_both_forms(images, [[random_unary(3, *image.shape[:2])] for image in images], fine)
+
+
+def test_many_images_are_as_if_alone() -> None:
+    images = [picture(9 + i, 11, seed=i) for i in range(5)]
+    unaries: list[Any] = [random_unary(2 + i, 9 + i, 11) for i in range(5)]
+    unaries[3] = [unaries[3], random_unary(5, 12, 11, seed=1)]
+    for image, unary, result in zip(images, unaries, dense_crf(images, unaries, SHORT), strict=True):
+        np.testing.assert_array_equal(result, dense_crf(image, unary, SHORT))
+    with pytest.raises(WeaksegError, match="5 images and 4 unaries"):
+        dense_crf(images, unaries[:4], SHORT)
+    with pytest.raises(WeaksegError, match='"affinity": there is no such set of CRF parameters; known: affinitynet'):
+        dense_crf(images, unaries, "affinity")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda() -> None:
+    rng = np.random.default_rng(0)
+    images, unaries = zip(*(tiny_problem(rng) for _ in range(100)), strict=True)
+    equal_in_both_forms(list(images), list(unaries), "affinitynet", "cuda")
+
+
 def marginals_in_worker(seed: int) -> np.ndarray:
     return dense_crf(picture(seed=seed), random_unary(3, seed=seed), SHORT)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_works_in_processes_started_after_it_ran(method: str) -> None:
-    expected = marginals_in_worker(5)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
-        np.testing.assert_array_equal(pool.submit(marginals_in_worker, 5).result(), expected)
+def test_works_in_loader_processes_started_after_it_ran(method: str) -> None:
+    expected = [marginals_in_worker(seed) for seed in range(4)]
+    loader = DataLoader(
+        range(4),  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=marginals_in_worker,
+        num_workers=1,
+        multiprocessing_context=method,
+    )
+    for marginals, alone in zip(loader, expected, strict=True):
+        np.testing.assert_array_equal(marginals, alone)
 
 
 def test_pulls_labels_to_the_edges_of_the_image() -> None:

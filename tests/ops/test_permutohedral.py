@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from weakseg.errors import WeaksegError
 from weakseg.ops.lattice_filter import gaussian_filter
-from weakseg.ops.permutohedral import Lattice, _coordinate_ranges, _number, _number_by_sorting, _Packing, embed
+from weakseg.ops.permutohedral import Lattice, Packing, _number, _number_by_sorting, coordinate_ranges, embed
 
 
 def points(dimension: int, count: int = 30, spread: float = 3, seed: int = 0) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_points_are_the_weighted_means_of_their_vertices(rows: np.ndarray) -> No
 @given(features)
 def test_numbering_by_hash_and_by_sorting_are_the_same(rows: np.ndarray) -> None:
     columns = np.ascontiguousarray(rows.T)
-    packing = _Packing.of(_coordinate_ranges(columns))
+    packing = Packing.of(coordinate_ranges(columns.min(axis=1), columns.max(axis=1)))
     assert packing is not None
     for hashed, sorted_ in zip(_number(columns, packing), _number_by_sorting(columns), strict=True):
         np.testing.assert_array_equal(hashed, sorted_)
@@ -151,7 +151,7 @@ def test_points_far_apart_do_not_mix() -> None:
     """Keys of 16 bits would wrap here, and these do not fit into 64 bits either."""
     rows = points(5, 60, spread=1) * 1e4
     columns = np.ascontiguousarray(rows.T)
-    assert _Packing.of(_coordinate_ranges(columns)) is None
+    assert Packing.of(coordinate_ranges(columns.min(axis=1), columns.max(axis=1))) is None
     lattice = Lattice.of(rows)
     assert lattice.vertices == 60 * 6
     values = np.random.default_rng(4).random((1, 60)).astype(np.float32)

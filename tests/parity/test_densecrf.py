@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from weakseg.ops import densecrf, densecrf_torch
 from weakseg.ops.densecrf import (
     PARAMETERS,
     CRFParameters,
@@ -19,11 +21,19 @@ from weakseg.ops.densecrf import (
     unary_from_labels,
     unary_from_probabilities,
 )
+from weakseg.ops.densecrf_torch import Lattices
 from weakseg.ops.lattice_filter import gaussian_filter
 from weakseg.ops.permutohedral import Lattice, embed
 
 PICTURES = ("two", "three", "five", "many", "line", "pixel", "constant", "black", "dark", "saturated")
 TOLERANCES = {0: 1e-6, 1: 1e-5, 5: 1e-4, 10: 1e-3}
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dense_crf` in its form for the CPU, and in that for other devices."""
+    if request.param == "torch":
+        monkeypatch.setattr(densecrf, "_mean_field_on_cpu", densecrf._mean_field_on_device)
 
 
 def cases(vectors: dict[str, np.ndarray], suffix: str) -> list[str]:
@@ -56,6 +66,52 @@ def test_lattice_is_the_reference_lattice(parity: Any) -> None:
         np.testing.assert_array_equal(lattice.offsets, offsets, case)
         np.testing.assert_array_equal(ids(lattice.neighbours[:, 0], lattice.vertices), vectors[f"{case}_plus"], case)
         np.testing.assert_array_equal(ids(lattice.neighbours[:, 1], lattice.vertices), vectors[f"{case}_minus"], case)
+
+
+def torch_lattices(features: np.ndarray, images: int = 1) -> Lattices:
+    columns = torch.from_numpy(np.ascontiguousarray(features.T))
+    return Lattices.of([columns] * images, features.min(0), features.max(0))
+
+
+def first_visits(offsets: np.ndarray) -> np.ndarray:
+    """The points of all numbers, renumbered in the order in which they occur."""
+    _, first, number = np.unique(offsets, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number].reshape(offsets.shape)
+
+
+def test_torch_lattice_is_the_reference_lattice(parity: Any) -> None:
+    vectors = parity("densecrf/lattice")
+    for case in cases(vectors, "_features"):
+        features, vertices = vectors[f"{case}_features"], int(vectors[f"{case}_vertices"])
+        _, rank, _ = densecrf_torch.embed(torch.from_numpy(np.ascontiguousarray(features.T)))
+        np.testing.assert_array_equal(rank.T, vectors[f"{case}_rank"], case)
+        two = torch_lattices(features, images=2)  # the second image has its own vertices
+        assert two.neighbours.shape[2] == 2 * vertices + 1, case
+        for points, start in ((slice(0, len(features)), 0), (slice(len(features), None), vertices)):
+            offsets = two.offsets[points].numpy()
+            assert (offsets.min() >= start) and (offsets.max() < start + vertices)
+            np.testing.assert_array_equal(two.weights[points], vectors[f"{case}_bary"], case)
+            np.testing.assert_array_equal(first_visits(offsets), first_visits(vectors[f"{case}_offset"]), case)
+            # From their numbers to ours; vertices of the padding, which no point uses, are not compared.
+            number = np.full(vertices + 1, -1)
+            number[vectors[f"{case}_offset"]] = offsets
+            used = np.flatnonzero(number >= 0)
+            for side, name in enumerate(("plus", "minus")):
+                theirs = vectors[f"{case}_{name}"][:, used]
+                ours = two.neighbours[:, side, number[used]].numpy()
+                np.testing.assert_array_equal(ours == 2 * vertices, theirs == -1, case)
+                known = (theirs >= 0) & (number[theirs] >= 0)
+                np.testing.assert_array_equal(ours[known], number[theirs[known]], case)
+
+
+def test_torch_filter(parity: Any) -> None:
+    features, vectors = parity("densecrf/lattice"), parity("densecrf/filter")
+    for name in vectors:
+        case, _, channels = name.rpartition("_values_")
+        if case:
+            expected = vectors[f"{case}_out_{channels}"]
+            result = torch_lattices(features[f"{case}_features"]).filter(torch.from_numpy(vectors[name]).T.contiguous())
+            agrees(result.T.numpy(), expected, 1e-6 * np.abs(expected).max())
 
 
 def test_filter(parity: Any) -> None:
@@ -108,6 +164,7 @@ def test_unaries(parity: Any) -> None:
     agrees(grey, vectors["nd_bilateral_grey_10_10_4"], 2e-6)
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("picture", PICTURES)
 def test_mean_field(parity: Any, picture: str) -> None:
     vectors = parity("densecrf/mean_field")
@@ -148,6 +205,7 @@ def option_kernels(image: np.ndarray, normalisation: Any = "symmetric") -> list[
     ]
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_options(parity: Any) -> None:
     vectors = parity("densecrf/options")
     image = vectors["image"]
@@ -197,6 +255,7 @@ def mostly_equal(ours: np.ndarray, theirs: np.ndarray, share: float = 0.999) -> 
     assert (ours == theirs).mean() >= share
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_uses_in_the_methods(parity: Any) -> None:
     vectors = parity("densecrf/uses")
     image, cam = vectors["image"], vectors["cam"]
@@ -228,6 +287,7 @@ def test_uses_in_the_methods(parity: Any) -> None:
         mostly_equal(marginals.argmax(0), vectors[f"prob_{use}_argmax{parameters.iterations}"])
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_lattice_and_exact_sums(parity: Any) -> None:
     vectors = parity("densecrf/brute_force")
     image, values = vectors["image"], vectors["values"]
@@ -270,6 +330,7 @@ def softmax64(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum(0)
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_deeplab_refinement(parity: Any) -> None:
     vectors = parity("deeplab/crf")
     costs = unary_from_probabilities(vectors["prob"])
@@ -277,6 +338,7 @@ def test_deeplab_refinement(parity: Any) -> None:
     agrees(dense_crf(vectors["rgb"], costs, PARAMETERS["seam_retrain"]), vectors["q_seam_retrain"], 1e-3)
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_irnet_labels(parity: Any) -> None:
     vectors = parity("irnet/ir_label")
     for i in range(3):

@@ -9,7 +9,8 @@ symmetric normalisation: *Parameter Learning and Convergent Inference for Dense 
 compatibility. `DenseCRF` takes any kernels, normalisation and compatibility, and goes step by step.
 
 Labels are rows 0 … L - 1 here; which class a row stands for is the caller's business. Drop absent classes before the
-call (never pass a row of zeros). Functions run without the interpreter lock: use one image per thread.
+call (never pass a row of zeros). On the CPU functions run compiled and without the interpreter lock
+(`lattice_filter.py`), on other devices in torch, many images at once (`densecrf_torch.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from weakseg.ops.permutohedral import Lattice
 
 FloatArray = npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8]
 Scale = float | tuple[float, ...]
 
 # Lattices of the Gaussian kernel are kept for images of up to this many pixels, 24 bytes each.
@@ -180,7 +182,7 @@ def gaussian_features(height: int, width: int, sxy: Scale) -> FloatArray:
     return features.reshape(2, -1).T
 
 
-def bilateral_features(image: npt.NDArray[np.uint8], sxy: Scale, srgb: Scale) -> FloatArray:
+def bilateral_features(image: Image, sxy: Scale, srgb: Scale) -> FloatArray:
     """(x / sx, y / sy, R / sr, G / sg, B / sb) of every pixel of an image (H, W, K) in raster order, (N, 2 + K)."""
     height, width, channels = image.shape
     features = np.empty((2 + channels, height, width), np.float32)
@@ -214,50 +216,112 @@ def _per_axis(scale: Scale, axes: int) -> FloatArray:
 
 
 @overload
-def dense_crf(image: npt.NDArray[np.uint8], unary: npt.NDArray[Any], parameters: CRFParameters = ...) -> FloatArray: ...
+def dense_crf(
+    image: Image, unary: npt.NDArray[Any], parameters: CRFParameters | str = ..., device: Any = ...
+) -> FloatArray: ...
 
 
 @overload
 def dense_crf(
-    image: npt.NDArray[np.uint8], unary: Sequence[npt.NDArray[Any]], parameters: CRFParameters = ...
+    image: Image, unary: Sequence[npt.NDArray[Any]], parameters: CRFParameters | str = ..., device: Any = ...
 ) -> list[FloatArray]: ...
 
 
+@overload
 def dense_crf(
-    image: npt.NDArray[np.uint8],
-    unary: npt.NDArray[Any] | Sequence[npt.NDArray[Any]],
-    parameters: CRFParameters = PARAMETERS["affinitynet"],
-) -> FloatArray | list[FloatArray]:
+    image: Sequence[Image], unary: Sequence[Any], parameters: CRFParameters | str = ..., device: Any = ...
+) -> list[Any]: ...
+
+
+def dense_crf(
+    image: Image | Sequence[Image],
+    unary: npt.NDArray[Any] | Sequence[Any],
+    parameters: CRFParameters | str = "affinitynet",
+    device: Any = "cpu",
+) -> FloatArray | list[Any]:
     """The marginals Q (L, H, W), float32, of an image (H, W, K), uint8, with a unary U (L, H, W): -ln p.
 
     Several unaries of one image, in a list, cost little more than one, and give a list. Labels whose unaries are
     equal everywhere cost as much as one label. +inf in a unary makes a label impossible at a pixel.
 
-    Symmetric normalisation, Potts compatibility, Q⁰ = softmax(-U), and then in every iteration, for all pixels
-    together: Q ← softmax(-U + Σ_m w_m K_m Q).
+    Several images, in a list, each with its unary or its list of unaries, give a list of what each alone would give;
+    their sizes and numbers of labels may differ. `device` (of torch, or its name) says where: the CPU takes one image
+    per thread, other devices take all images at once, as far as there should be memory for them.
 
-    Raises `WeaksegError` for an image or a unary of another type or size, NaN or -inf (with its position), and a pixel
-    where every label is impossible.
+    `parameters` are `CRFParameters` or a name of `PARAMETERS`. Symmetric normalisation, Potts compatibility,
+    Q⁰ = softmax(-U), and then in every iteration, for all pixels together: Q ← softmax(-U + Σ_m w_m K_m Q).
+
+    Raises `WeaksegError` for an image or a unary of another type or size, NaN or -inf (with its position), a pixel
+    where every label is impossible, an unknown name, and images and unaries that are not of one number.
     """
-    _check_image(image)
-    several = [unary] if isinstance(unary, np.ndarray) else list(unary)
-    problems = [_Problem.of(_checked_unary(item, image.shape[:2])) for item in several]
-    if parameters.iterations > 0 and any(len(problem.unary) > 1 for problem in problems):
-        from weakseg.ops.lattice_filter import mean_field
+    parameters = _parameters(parameters)
+    if isinstance(image, np.ndarray):
+        return _dense_crfs([image], [unary], parameters, device)[0]
+    if isinstance(unary, np.ndarray) or len(image) != len(unary):
+        raise WeaksegError(f"There are {len(image)} images and {len(unary)} unaries: each image needs its own.")
+    return _dense_crfs(image, unary, parameters, device)
 
-        results = mean_field(
-            [problem.unary for problem in problems],
-            [problem.copies for problem in problems],
-            _kernels(image, parameters),
-            parameters.iterations,
-        )
-    else:
-        results = [softmax(-problem.unary) for problem in problems]
-    marginals = [
-        problem.all_labels(result).reshape(-1, *image.shape[:2])
-        for problem, result in zip(problems, results, strict=True)
-    ]
-    return marginals[0] if isinstance(unary, np.ndarray) else marginals
+
+def _parameters(parameters: CRFParameters | str) -> CRFParameters:
+    if isinstance(parameters, CRFParameters):
+        return parameters
+    try:
+        return PARAMETERS[known_parameters(parameters)]
+    except ValueError as error:
+        raise WeaksegError(f'CRF parameters "{parameters}": {error}.') from None
+
+
+def _dense_crfs(images: Sequence[Image], unaries: Sequence[Any], parameters: CRFParameters, device: Any) -> list[Any]:
+    problems = []
+    for image, unary in zip(images, unaries, strict=True):
+        _check_image(image)
+        several = [unary] if isinstance(unary, np.ndarray) else unary
+        problems.append([Problem.of(_checked_unary(item, image.shape[:2])) for item in several])
+    results: list[Any] = []
+    for image, unary, rows, found in zip(
+        images, unaries, problems, _all_rows(images, problems, parameters, device), strict=True
+    ):
+        marginals = [
+            problem.all_labels(result).reshape(-1, *image.shape[:2])
+            for problem, result in zip(rows, found, strict=True)
+        ]
+        results.append(marginals[0] if isinstance(unary, np.ndarray) else marginals)
+    return results
+
+
+def _all_rows(
+    images: Sequence[Image], problems: Sequence[Sequence[Problem]], parameters: CRFParameters, device: Any
+) -> list[list[FloatArray]]:
+    """The marginals (R, N) of the problems of each image."""
+    if parameters.iterations < 1:
+        return [[softmax(-problem.unary) for problem in of_image] for of_image in problems]
+    mean_field = _mean_field_on_cpu if str(device).startswith("cpu") else _mean_field_on_device
+    # A single row is certain, and needs no lattice.
+    filtered = [i for i, of_image in enumerate(problems) if any(len(problem.unary) > 1 for problem in of_image)]
+    results = iter(mean_field([images[i] for i in filtered], [problems[i] for i in filtered], parameters, device))
+    certain = [[np.ones_like(problem.unary) for problem in of_image] for of_image in problems]
+    return [next(results) if i in filtered else rows for i, rows in enumerate(certain)]
+
+
+def _mean_field_on_cpu(
+    images: Sequence[Image], problems: Sequence[Sequence[Problem]], parameters: CRFParameters, device: Any
+) -> list[list[FloatArray]]:
+    from weakseg.ops.lattice_filter import mean_field
+    from weakseg.parallel import threaded
+
+    def of_image(i: int) -> list[FloatArray]:
+        unaries, copies = zip(*((problem.unary, problem.copies) for problem in problems[i]), strict=True)
+        return mean_field(unaries, copies, _kernels(images[i], parameters), parameters.iterations)
+
+    return list(threaded(of_image, range(len(images)), 1 if len(images) == 1 else None))
+
+
+def _mean_field_on_device(
+    images: Sequence[Image], problems: Sequence[Sequence[Problem]], parameters: CRFParameters, device: Any
+) -> list[list[FloatArray]]:
+    from weakseg.ops.densecrf_torch import mean_field
+
+    return mean_field(images, problems, parameters, device)
 
 
 def softmax(scores: npt.NDArray[Any]) -> FloatArray:
@@ -267,7 +331,7 @@ def softmax(scores: npt.NDArray[Any]) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A unary without repetition. Labels with the same unary keep equal marginals, so n of them become one row with
     unary U - ln n whose marginal is the sum of theirs; its message is shared out: 1 / n for each.
 
@@ -279,7 +343,7 @@ class _Problem:
     copies: npt.NDArray[np.intp]
 
     @classmethod
-    def of(cls, unary: FloatArray) -> _Problem:
+    def of(cls, unary: FloatArray) -> Problem:
         sample = unary[:, :: max(1, unary.shape[1] // 64)]  # most pairs of rows differ in it
 
         def equal(a: int, b: int) -> bool:
@@ -303,7 +367,7 @@ class _Problem:
         return marginals[self.row] / self.copies[self.row].astype(np.float32)[:, None]
 
 
-def _kernels(image: npt.NDArray[np.uint8], parameters: CRFParameters) -> list[PottsKernel]:
+def _kernels(image: Image, parameters: CRFParameters) -> list[PottsKernel]:
     height, width = image.shape[:2]
     gaussian = _cached_gaussian_kernel if height * width <= MAX_CACHED_PIXELS else _gaussian_kernel
     sx, sy = _per_axis(parameters.gaussian_sxy, 2)
@@ -337,7 +401,7 @@ def _weighted(kernel: PottsKernel, weight: float) -> PottsKernel:
     return kernel._replace(factor=weight * kernel.factor, total=np.float32(weight) * kernel.total)
 
 
-def _check_image(image: npt.NDArray[np.uint8]) -> None:
+def _check_image(image: Image) -> None:
     if image.ndim != 3 or image.dtype != np.uint8:
         raise WeaksegError(
             f"The dense CRF needs an image of 8-bit numbers (height, width, channels), "

@@ -70,7 +70,7 @@ class Lattice:
         columns = np.ascontiguousarray(features.T, np.float32)
         if points % 4:
             columns = np.column_stack([columns, np.zeros(d, np.float32)])
-        packing = _Packing.of(_coordinate_ranges(columns))
+        packing = Packing.of(coordinate_ranges(columns.min(axis=1), columns.max(axis=1)))
         offsets, weights, neighbours = _number(columns, packing) if packing else _number_by_sorting(columns)
         return cls(offsets[:points], weights[:points], neighbours)
 
@@ -78,7 +78,7 @@ class Lattice:
 # Embedding: from a point to its simplex and barycentric weights (section 3 of the paper) -----------------------------
 
 
-def _sigma(dimension: int) -> FloatArray:
+def feature_scales(dimension: int) -> FloatArray:
     """The scale of each feature: makes the blur [½, 1, ½] along the axes a Gaussian of standard deviation 1."""
     spread = float(np.float32(np.sqrt(2 / 3) * (dimension + 1)))
     axis = np.arange(1, dimension + 1, dtype=np.float64)
@@ -107,7 +107,7 @@ class Simplices(NamedTuple):
 def embed(columns: FloatArray) -> Simplices:
     """The simplices of points (d, N)."""
     simplices = Simplices.empty(*columns.shape)
-    _embed(columns, 0, columns.shape[1], _sigma(len(columns)), simplices)
+    _embed(columns, 0, columns.shape[1], feature_scales(len(columns)), simplices)
     return simplices
 
 
@@ -170,38 +170,42 @@ def _embed(columns: Any, start: int, count: int, sigma: Any, simplices: Any) -> 
 # Numbering: which vertices there are, and which are neighbours --------------------------------------------------------
 
 
-def _coordinate_ranges(columns: FloatArray) -> list[int]:
-    """How many values each coordinate of `corner` can take, bounded from the box around points (d, N)."""
-    d = len(columns)
+def coordinate_ranges(lowest: FloatArray, highest: FloatArray) -> list[int]:
+    """How many values each coordinate of `corner` can take, bounded from the box (d,) and (d,) around all points.
+
+    Raises `WeaksegError` where float32 is too coarse for points that far out, or a bound is not finite.
+    """
+    d = len(lowest)
     elevate = np.triu(np.ones((d + 1, d)))
     elevate[np.arange(1, d + 1), np.arange(d)] = -np.arange(1, d + 1)
-    low, high = (bound.astype(np.float64) * _sigma(d) for bound in (columns.min(axis=1), columns.max(axis=1)))
+    low, high = (bound.astype(np.float64) * feature_scales(d) for bound in (lowest, highest))
     centre, radius = elevate @ (low + high) / 2, np.abs(elevate) @ (high - low) / 2
     if not (np.abs(centre) + radius).max() < MAX_COORDINATE:
         raise WeaksegError(
-            f"Features of the lattice reach {np.abs(columns).max():g} standard deviations, where float32 is too "
-            "coarse (or they are not finite). Choose larger scales."
+            f"Features of the lattice reach {np.abs([lowest, highest]).max():g} standard deviations, where float32 is "
+            "too coarse (or they are not finite). Choose larger scales."
         )
     # Rounding to the nearest and one step in either direction, and one more for rounding errors.
     return [int(2 * r / (d + 1)) + 6 for r in radius]
 
 
-class _Packing(NamedTuple):
+class Packing(NamedTuple):
     """How coordinates fit into 64-bit keys.
 
     The last coordinate is left out: it follows from the others, as they sum to 0. A simplex is `corner` · `simplex`,
     and in the lowest bits, `bits` for each vertex, the axis that leads from there to the next vertex. A vertex is its
     coordinates · `vertex`. `steps` (d + 1) is what one step along an axis adds to the key of a vertex: + 1 in every
-    coordinate, and - (d + 1) in that of the axis.
+    coordinate, and - (d + 1) in that of the axis. Keys of vertices and their neighbours differ by less than `span`.
     """
 
     simplex: KeyArray
     bits: int
     vertex: KeyArray
     steps: KeyArray
+    span: int
 
     @classmethod
-    def of(cls, ranges: list[int]) -> _Packing | None:
+    def of(cls, ranges: list[int]) -> Packing | None:
         """The packing for coordinates of these ranges; None where 63 bits do not hold them."""
         d = len(ranges) - 1
         bits = d.bit_length()
@@ -213,7 +217,7 @@ class _Packing(NamedTuple):
         if max(simplex[-1], vertex[-1]) >= 2**63:
             return None
         steps = sum(vertex[:-1]) - (d + 1) * np.array([*vertex[:-1], 0])
-        return cls(np.array(simplex[:-1]), bits, np.array(vertex[:-1]), steps)
+        return cls(np.array(simplex[:-1]), bits, np.array(vertex[:-1]), steps, vertex[-1])
 
 
 class _Keys(NamedTuple):
@@ -256,7 +260,7 @@ def _place(table: Any, count: int) -> None:
         table.slots[_slot(table, table.keys[index])] = index
 
 
-def _number(columns: FloatArray, packing: _Packing) -> tuple[IndexArray, FloatArray, IndexArray]:
+def _number(columns: FloatArray, packing: Packing) -> tuple[IndexArray, FloatArray, IndexArray]:
     """`offsets`, `weights` and `neighbours` of points (d, N)."""
     d, points = columns.shape
     offsets, weights = np.empty((points, d + 1), np.uint32), np.empty((points, d + 1), np.float32)
@@ -271,7 +275,7 @@ def _number(columns: FloatArray, packing: _Packing) -> tuple[IndexArray, FloatAr
         start = _number_points(
             columns,
             start,
-            _sigma(d),
+            feature_scales(d),
             packing,
             simplices,
             vertices,

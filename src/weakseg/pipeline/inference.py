@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from weakseg.data.transforms import Factor
 from weakseg.methods.store import Model
 from weakseg.ops.activation import multi_scale_maps, normalise_image, normalise_present
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf, known_parameters, unary_from_probabilities
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
 
@@ -63,7 +63,7 @@ def predict(model: Model, image: npt.NDArray[np.uint8], inference: Inference, de
         labels = np.arange(len(scores), dtype=np.uint8)
     else:
         scores, labels = _classifier_scores(model, image, inference, device)
-    return decide(image, scores, labels, inference.crf)
+    return decide(image, scores, labels, inference.crf, device)
 
 
 def decide(
@@ -71,10 +71,12 @@ def decide(
     scores: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
     crf: str | None,
+    device: torch.device,
 ) -> Prediction:
-    """The best of `scores` (R, H, W) at every pixel; with CRF they are taken as probabilities (unary -ln p)."""
+    """The best of `scores` (R, H, W) at every pixel; with CRF, which runs on `device`, they are taken as probabilities
+    (unary -ln p)."""
     if crf is not None and len(labels) > 1:
-        scores = dense_crf(image, unary_from_probabilities(scores), PARAMETERS[crf])
+        scores = dense_crf(image, unary_from_probabilities(scores), crf, device)
     return Prediction(labels[scores.argmax(0)], scores, labels)
 
 

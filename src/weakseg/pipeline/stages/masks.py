@@ -52,7 +52,7 @@ class Masks(Stage):
             scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
             if threshold is not None:
                 scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
-            mask = decide(read_image(sample.image), scores, labels, self.crf).labels
+            mask = decide(read_image(sample.image), scores, labels, self.crf, context.fabric.device).labels
             write_label_map(mask_path(folder, sample), mask)
 
         with Progress("pseudo-masks", len(samples), done=len(samples) - len(waiting)) as progress:
