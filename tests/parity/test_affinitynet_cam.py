@@ -9,10 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from weakseg.methods.affinitynet import AffinityNet
 from weakseg.methods.cam import CAM
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import normalise_image
+from weakseg.ops.activation import (
+    maps_per_scale,
+    multi_scale_maps,
+    normalise_image,
+    normalise_present,
+    sum_resized,
+)
+from weakseg.pipeline.inference import against_background
 
 Vectors = dict[str, np.ndarray]
 
@@ -89,3 +97,35 @@ def test_vgg16(parity: Any) -> None:
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
     assert_close(network.scores(images), vectors["logits"])
     assert_close(network.activation_maps(images), vectors["cam"], 1e-3)
+
+
+@pytest.mark.parametrize(("backbone", "power"), [("resnet38", 1.0), ("vgg16", 0.5)])
+def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: float) -> None:
+    """AffinityNet's first release (affinitynet.md section 6): maps at the size of the image, their labels at a
+    background of 0.2, and the two dense CRFs that the affinities are learned from."""
+    vectors = parity("affinitynet/infer_cls")
+    settings = {"fill_seed": vectors["fill_seed"], "fill_gain": vectors[f"fill_gain_{backbone}"]}
+    network = classifier(parity, settings, backbone, map_power=power)
+    image, present = vectors["image"], np.flatnonzero(vectors["label"]) + 1
+    shapes = vectors[f"{backbone}_scale_shapes"]
+
+    scales, labels = (1.0, 0.5, 1.5, 2.0), [label - 1 for label in present]
+    per_scale = list(maps_per_scale(network.activation_maps, [image], scales, torch.device("cpu")))
+    views = vectors[f"{backbone}_views"]
+    assert len(shapes) == len(views) == 2 * len(scales)
+    for maps, view, mirrored in zip(per_scale, views[::2], views[1::2], strict=True):
+        large = sum_resized([maps], image.shape[:2])[0, labels, ::2, ::2]
+        assert_close(large, view + mirrored, 2e-2)
+
+    maps = multi_scale_maps(network.activation_maps, [image], scales, torch.device("cpu"), stride=1)[0].numpy()
+    kept = normalise_present(maps, present.tolist(), image.shape[:2], stride=1)
+    assert vectors[f"{backbone}_cam_keys"].tolist() == labels
+    assert np.abs(kept.maps - vectors[f"{backbone}_cam"]).max() <= 1e-3
+    predicted = np.array([0, *present])[against_background(kept.maps, 0.2).argmax(0)]
+    assert (predicted != vectors[f"{backbone}_prediction"]).mean() <= 0.005
+
+    evidence = AffinityNet.evidence(AffinityNet.Settings(low_alpha=4, high_alpha=32), image, kept)
+    for ours, theirs in (("low", "la"), ("high", "ha")):
+        assert vectors[f"{backbone}_{theirs}_keys"].tolist() == [0, *present]
+        expected = vectors[f"{backbone}_{theirs}"]
+        assert (evidence[ours].argmax(0) != expected.argmax(0)).mean() <= 0.01
