@@ -14,7 +14,6 @@ from torch import Tensor
 
 from foreign import caffe_bytes
 from weakseg.data.voc import VOC_CLASSES
-from weakseg.methods import base
 from weakseg.methods.base import checkpoints, find_method
 from weakseg.methods.cam import CAM
 from weakseg.methods.store import load_model
@@ -124,12 +123,20 @@ def test_every_format_has_a_name_of_its_own_and_a_sentence() -> None:
     assert {"irnet-cam", "deeplab-v2", "resnet38-mxnet", "affinitynet-cam-resnet38"} <= set(formats())
 
 
-def test_affinitynet_s_resnet38() -> None:
-    (checkpoint,) = [item for _, _, item in checkpoints() if item.name == "affinitynet-cam-resnet38"]
+HEADS = {
+    "affinitynet-cam-resnet38": {"fc8": (20, 4096)},
+    "seam": {"fc8": (21, 4096), "f8_3": (64, 512), "f8_4": (128, 1024), "f9": (192, 195)},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_checkpoints_on_resnet38(name: str) -> None:
+    ((kind, method, checkpoint),) = [item for item in checkpoints() if item[-1].name == name]
     with torch.device("meta"):
-        state = {name: tensor for name, tensor in ResNet38().state_dict().items() if not is_counter(name)}
-        state["fc8.weight"] = torch.empty(20, 4096, 1, 1)
-        assert [item.name for _, _, item in checkpoints() if item.matches(state)] == [checkpoint.name]
-        reading: base.Reading = checkpoint.read(state)
-        network = find_method("LOCALISER", "cam")(reading.settings, reading.num_classes)
+        state = {key: tensor for key, tensor in ResNet38().state_dict().items() if not is_counter(key)}
+        state |= {f"{layer}.weight": torch.empty(*shape, 1, 1) for layer, shape in HEADS[name].items()}
+        assert [item.name for *_, item in checkpoints() if item.matches(state)] == [name]
+        reading = checkpoint.read(state)
+        assert reading.num_classes == 20
+        network = find_method(kind, method)(reading.settings, reading.num_classes)
     assert check_names_and_shapes(reading.state, network.state_dict()) == ""

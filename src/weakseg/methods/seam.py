@@ -25,6 +25,7 @@ carried, and the zeros enter the means through their counts; the mean of P is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -260,4 +261,23 @@ def minimum_loss(revised: Tensor, given: Tensor) -> Tensor:
     return best.topk(count, largest=False, sorted=False).values.sum() / (len(best) * count)
 
 
+HEAD = ("fc8.weight", "f8_3.weight", "f8_4.weight", "f9.weight")
+
+
+def read_published(state: Mapping[str, Tensor]) -> base.Reading:
+    """A `SEAM` with ResNet-38 from its authors' checkpoint."""
+    own = {name if name in HEAD else f"backbone.{name}": tensor for name, tensor in state.items()}
+    settings = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))
+    num_classes = len(state["fc8.weight"]) - 1 if "fc8.weight" in state else None
+    return base.Reading(settings, num_classes, own, inference={"scales": (0.5, 1.0, 1.5, 2.0)})
+
+
 LOCALISER = SEAM
+CHECKPOINTS = [
+    base.Checkpoint(
+        "seam",
+        "SEAM with ResNet-38 (resnet38_SEAM.pth)",
+        lambda names: {"b2.conv_branch1.weight", *HEAD} <= set(names),
+        read_published,
+    )
+]
