@@ -200,6 +200,16 @@ def test_the_losses_keep_full_precision_under_bf16() -> None:
             torch.testing.assert_close(losses[name], exact, rtol=0.1, atol=0.02)
 
 
+def test_a_centred_start_is_blind_to_the_common_level_of_a_tap() -> None:
+    plain, centred = build("mobilenet_v2"), build("mobilenet_v2", centred=True)
+    features = random(1, 195, 5, 6)
+    shifts = torch.cat([torch.zeros(3), torch.full((64,), 2.0), torch.full((128,), -3.0)])[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(centred.f9(features + shifts), centred.f9(features), rtol=0, atol=1e-4)
+        assert (plain.f9(features + shifts) - plain.f9(features)).abs().max() > 1
+        assert torch.equal(centred.f9.weight[:, :3], plain.f9.weight[:, :3])
+
+
 def test_new_layers_learn_faster() -> None:
     network = build("resnet18", head_lr_factor=5.0)
     rates = {id(p): group["lr"] for group in network.param_groups(0.1) for p in group["params"]}

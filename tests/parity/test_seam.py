@@ -25,7 +25,8 @@ from weakseg.methods.seam import (
 )
 from weakseg.methods.seam import View as SeamView
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import normalise_image
+from weakseg.ops.activation import normalise_image, resize_image, resize_through_view, stretch_maps
+from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
 from weakseg.ops.pixelcorrelation import pixel_correlation
 
 RESNET38 = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))
@@ -199,3 +200,49 @@ def test_one_step_of_training(parity: Any, state: dict[str, Tensor]) -> None:
         assert change.norm().item() == pytest.approx(delta[1], rel=1e-3), name
         assert change.sum().item() == pytest.approx(delta[0], abs=1e-3), name
         agrees(parameter.flatten()[:4], head, 1e-4, relative=True)
+
+
+def crf_scores(image: np.ndarray, maps: np.ndarray, alpha: float) -> np.ndarray:
+    background = (1 - maps.max(0, keepdims=True)) ** np.float32(alpha)
+    scores = np.concatenate([background, maps])
+    (marginals,) = dense_crf(image, [unary_from_probabilities(scores)], PARAMETERS["seam"])
+    return marginals
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", [0, 1])
+def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
+    vectors = parity("seam/infer")
+    network = filled(state, vectors)
+    image = vectors[f"image_{case}"]
+    size = image.shape[:2]
+    present = vectors[f"label_{case}"].nonzero()[0]
+    np.testing.assert_array_equal(present, vectors[f"cam_keys_{case}"])
+
+    views = []
+    for scale in (0.5, 1.0, 1.5, 2.0):
+        scaled = as_batch(resize_image(image, scale)[None])
+        maps = network.activation_maps(torch.cat([scaled, scaled.flip(3)]))[:, present]
+        full = resize_through_view(maps, tuple(scaled.shape[2:]), size)
+        views += [full[0], full[1].flip(2)]
+    for view, expected, expected_stats in zip(
+        views, vectors[f"views_{case}"], vectors[f"view_stats_{case}"], strict=True
+    ):
+        agrees(view[:, ::2, ::2], expected, 1e-4, relative=True)
+        agrees(stats(view), expected_stats, 1e-4, relative=True)
+
+    maps = stretch_maps(torch.stack(views).sum(0).numpy(), clamp=False)
+    expected = vectors[f"cam_{case}"]
+    assert (np.abs(maps - expected) <= 2e-3 * np.maximum(1, np.abs(expected))).all()
+    np.testing.assert_array_equal(
+        stretch_maps(np.zeros((1, 2, 2), np.float32), clamp=False), vectors[f"absent_value_{case}"]
+    )
+
+    labels = np.array([0, *(present + 1)], np.uint8)
+    with_threshold = np.concatenate([np.full((1, *size), 0.26, np.float32), maps])
+    wrong = labels[with_threshold.argmax(0)] != vectors[f"prediction_{case}"]
+    assert wrong.mean() <= 0.005
+    for alpha in (4, 24):
+        np.testing.assert_array_equal(labels, vectors[f"crf_{alpha}_keys_{case}"])
+        wrong = crf_scores(image, maps, alpha).argmax(0) != vectors[f"crf_{alpha}_{case}"].argmax(0)
+        assert wrong.mean() <= 0.01

@@ -89,6 +89,10 @@ class SEAM(nn.Module):
         high_stage: int = Field(default=4, ge=1, le=5)
         low_channels: int = Field(default=64, gt=0)
         high_channels: int = Field(default=128, gt=0)
+        centred: bool = Field(
+            default=False,
+            description="start the comparison of pixels blind to what all of them have in common",
+        )
         dropout: float = Field(default=0.5, ge=0, lt=1, description="of the channels that the classifier sees")
         equivariance: float = Field(default=1.0, ge=0, description="weight of L_er")
         cross: float = Field(default=1.0, ge=0, description="weight of L_ecr")
@@ -109,6 +113,15 @@ class SEAM(nn.Module):
         nn.init.kaiming_normal_(self.f8_3.weight)
         nn.init.kaiming_normal_(self.f8_4.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
+        if settings.centred:
+            self._centre()
+
+    @torch.no_grad()
+    def _centre(self) -> None:
+        """Make the filters of `f9` sum to 0 over the channels of each tap. These are positive, so random filters see
+        above all their common level: every pixel is like every other, and R a mean over the image."""
+        for taps in self.f9.weight.split([3, *(layer.out_channels for layer in (self.f8_3, self.f8_4))], dim=1)[1:]:
+            taps -= taps.mean(1, keepdim=True)
 
     def raw_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (N, 3, H, W) to the raw class maps C (N, 1 + C, h, w) and the features (N, D, h, w) that

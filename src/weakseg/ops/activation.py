@@ -60,6 +60,13 @@ def maps_per_scale(
         yield maps
 
 
+def resize_through_view(maps: Tensor, view: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Maps (N, C, any, any) at `size` as SEAM has them: brought to the size of the `view` that the network saw, corners
+    on corners (align_corners=True), and from there to `size` (align_corners=False)."""
+    at_view = F.interpolate(maps, view, mode="bilinear", align_corners=True)
+    return F.interpolate(at_view, size, mode="bilinear", align_corners=False)
+
+
 def sum_resized(maps: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
     """The sum of maps (N, C, any, any), each resized bilinearly (align_corners=False) to `size`."""
     return torch.stack([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]).sum(0)
@@ -183,3 +190,16 @@ def normalise_present(
     kept = maps[[label - 1 for label in present]].astype(np.float32)
     kept /= kept.max((1, 2), keepdims=True, initial=0) + np.float32(EPSILON)
     return ActivationMaps(np.array(present, np.int16), kept, size, stride)
+
+
+def stretch_maps(maps: npt.NDArray[np.float32], *, clamp: bool = True) -> npt.NDArray[np.float32]:
+    """Maps s (K, h, w) ≥ 0 as SEAM normalises them: (s - m - ε) / (M - m + ε) with the least m and greatest M of each.
+
+    The original puts 0 in place of s where s < m + ε before it subtracts m, so the least place becomes negative, often
+    by a lot, and all of a map that is 0 everywhere becomes -1. With `clamp` these are 0.
+    """
+    highest, lowest = maps.max((1, 2), keepdims=True), maps.min((1, 2), keepdims=True)
+    epsilon = np.float32(EPSILON)
+    kept = np.where(maps < lowest + epsilon, np.float32(0), maps)
+    stretched = (kept - lowest - epsilon) / (highest - lowest + epsilon)
+    return stretched.clip(0) if clamp else stretched
