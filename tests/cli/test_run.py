@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tiny import TINY, set_options
+from tiny import TINY, set_options, write_tiny_voc
 
 WEIGHTS = "cam.model.backbone.weights"
 
@@ -65,6 +65,15 @@ def test_wrong_data(refused: Callable[..., str], tiny_voc: Path, tmp_path: Path)
     assert 'has no split "trian". It has: train (8 images), val (4 images)' in refused("data.train=trian")
     (tiny_voc / "ImageSets" / "Segmentation" / "test.txt").write_text("")
     assert 'The split "test" has no images.' in refused("data.train=test")
+
+
+def test_seam_needs_tags(refused: Callable[..., str], tmp_path: Path) -> None:
+    data = write_tiny_voc(tmp_path / "untagged", masks=False)
+    (data / "tags.json").unlink()
+    message = refused(data=data, recipe="toy-seam")
+    assert '8 of 8 images of the split "train" have no tags' in message
+    assert "Tag them, or take them out of the split." in message
+    assert not (tmp_path / "run" / "cam").exists()
 
 
 def test_a_damaged_image_is_named(refused: Callable[..., str], tiny_voc: Path) -> None:

@@ -22,6 +22,9 @@ from weakseg.ops.activation import (
     normalise_image,
     normalise_present,
     resize_image,
+    resize_maps,
+    resize_through_view,
+    stretch_maps,
 )
 
 CPU = torch.device("cpu")
@@ -215,3 +218,33 @@ def test_save_refuses_what_load_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit an image"):
         maps.save(tmp_path / "m.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seams_normalisation_by_hand() -> None:
+    maps = np.array([[[2.0, 3.0, 6.0]], [[0.0, 0.0, 0.0]]], np.float32)
+    clamped = stretch_maps(maps)
+    np.testing.assert_allclose(clamped[0], [[0, 0.25, 1]], atol=1e-5)
+    assert (clamped[1] == 0).all()
+    # What the original gives for the least place, whose value it has set to 0 by then: -m / (M - m).
+    np.testing.assert_allclose(stretch_maps(maps, clamp=False)[0], [[-0.5, 0.25, 1]], atol=1e-5)
+    assert (stretch_maps(maps, clamp=False)[1] == -1).all()
+    assert stretch_maps(np.zeros((0, 4, 5), np.float32)).shape == (0, 4, 5)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31 - 1), st.floats(0, 100))
+def test_seams_normalisation_reaches_over_the_whole_range(k: int, h: int, w: int, seed: int, shift: float) -> None:
+    maps = np.float32(shift) + np.random.default_rng(seed).random((k, h, w), np.float32)
+    stretched = stretch_maps(maps)
+    assert ((stretched >= 0) & (stretched <= 1)).all()
+    order = np.argsort(maps.reshape(k, -1), axis=1)
+    assert (np.diff(np.take_along_axis(stretched.reshape(k, -1), order, 1)) >= 0).all()
+    present = normalise_present(maps, range(1, k + 1), (h, w), 1, stretch_maps)
+    np.testing.assert_array_equal(present.maps, stretched)
+
+
+def test_maps_resized_through_the_view_keep_its_corners() -> None:
+    maps = torch.arange(12.0).reshape(1, 1, 3, 4)
+    same = resize_through_view(maps, (5, 7), (5, 7))
+    assert same[0, 0, [0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [0, 3, 8, 11]
+    larger = resize_through_view(maps, (5, 7), (10, 14))
+    torch.testing.assert_close(larger, resize_maps(same, (5, 7), (10, 14)))

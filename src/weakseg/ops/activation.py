@@ -26,6 +26,7 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 EPSILON = 1e-5
 
 Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
 
 
 def normalise_image(image: Pixels) -> npt.NDArray[np.float32]:
@@ -34,9 +35,15 @@ def normalise_image(image: Pixels) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
+def scaled_size(size: Size, scale: float) -> Size:
+    """(H, W) times `scale`, rounded half to even, at least 1."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
 def resize_image(image: Pixels, scale: float) -> Pixels:
     """A uint8 RGB image (H, W, 3) at `scale`: Pillow's bicubic filter, sides rounded half to even, at least 1."""
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    height, width = scaled_size((image.shape[0], image.shape[1]), scale)
     if (height, width) == image.shape[:2]:
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -60,7 +67,12 @@ def maps_per_scale(
         yield maps
 
 
-def resize_through_view(maps: Tensor, view: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def resize_maps(maps: Tensor, view: Size, size: Size) -> Tensor:
+    """Maps (N, C, any, any) of images of the size `view`, resized bilinearly (align_corners=False) to `size`."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def resize_through_view(maps: Tensor, view: Size, size: Size) -> Tensor:
     """Maps (N, C, any, any) at `size` as SEAM has them: brought to the size of the `view` that the network saw, corners
     on corners (align_corners=True), and from there to `size` (align_corners=False)."""
     at_view = F.interpolate(maps, view, mode="bilinear", align_corners=True)
@@ -78,15 +90,19 @@ def multi_scale_maps(
     scales: Sequence[float],
     device: torch.device,
     stride: int = 4,
+    resize: Callable[[Tensor, Size, Size], Tensor] = resize_maps,
 ) -> Tensor:
     """Maps (N, C, ceil(H / stride), ceil(W / stride)) summed over scales and mirror images, on `device`.
 
     `activation_maps` takes normalised images (2N, 3, H, W) to maps (2N, C, h, w) ≥ 0. `images` are N uint8 RGB
-    images (H, W, 3) of one size. The network should be in evaluation mode.
+    images (H, W, 3) of one size. The network should be in evaluation mode. `resize` brings the maps of a view from its
+    size to that of the result.
     """
     height, width = images[0].shape[:2]
+    size = (-(-height // stride), -(-width // stride))
     maps = maps_per_scale(activation_maps, images, scales, device)
-    return sum_resized(maps, (-(-height // stride), -(-width // stride)))
+    views = (scaled_size((height, width), scale) for scale in scales)
+    return torch.stack([resize(m, view, size) for m, view in zip(maps, views, strict=True)]).sum(0)
 
 
 def full_size_maps(maps: Iterable[Tensor], size: tuple[int, int], output_stride: int = 16) -> Tensor:
@@ -179,17 +195,9 @@ def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
     return None
 
 
-def normalise_present(
-    maps: npt.NDArray[np.float32], labels: Iterable[int], size: tuple[int, int], stride: int = 4
-) -> ActivationMaps:
-    """Maps (C, h, w) ≥ 0 of all classes of an image of `size` (H, W), reduced to the labels present (1 … C), each
-    divided by (its maximum + 1e-5). The map of a class that nothing speaks for is zero."""
-    present = sorted(set(labels))
-    if present and not 1 <= present[0] <= present[-1] <= len(maps):
-        raise ValueError(f"labels {present} are not all in 1 … {len(maps)}")
-    kept = maps[[label - 1 for label in present]].astype(np.float32)
-    kept /= kept.max((1, 2), keepdims=True, initial=0) + np.float32(EPSILON)
-    return ActivationMaps(np.array(present, np.int16), kept, size, stride)
+def divide_by_maximum(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Maps (K, h, w) ≥ 0 as IRNet normalises them: each divided by (its maximum + ε). A map of zeros stays so."""
+    return maps / (maps.max((1, 2), keepdims=True, initial=0) + np.float32(EPSILON))
 
 
 def stretch_maps(maps: npt.NDArray[np.float32], *, clamp: bool = True) -> npt.NDArray[np.float32]:
@@ -198,8 +206,27 @@ def stretch_maps(maps: npt.NDArray[np.float32], *, clamp: bool = True) -> npt.ND
     The original puts 0 in place of s where s < m + ε before it subtracts m, so the least place becomes negative, often
     by a lot, and all of a map that is 0 everywhere becomes -1. With `clamp` these are 0.
     """
+    if len(maps) == 0:
+        return maps
     highest, lowest = maps.max((1, 2), keepdims=True), maps.min((1, 2), keepdims=True)
     epsilon = np.float32(EPSILON)
     kept = np.where(maps < lowest + epsilon, np.float32(0), maps)
     stretched = (kept - lowest - epsilon) / (highest - lowest + epsilon)
     return stretched.clip(0) if clamp else stretched
+
+
+def normalise_present(
+    maps: npt.NDArray[np.float32],
+    labels: Iterable[int],
+    size: tuple[int, int],
+    stride: int = 4,
+    normalise: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] = divide_by_maximum,
+) -> ActivationMaps:
+    """Maps (C, h, w) ≥ 0 of all classes of an image of `size` (H, W), reduced to the labels present (1 … C) and brought
+    to [0, 1] by `normalise`."""
+    present = sorted(set(labels))
+    if present and not 1 <= present[0] <= present[-1] <= len(maps):
+        raise ValueError(f"labels {present} are not all in 1 … {len(maps)}")
+    kept = maps[[label - 1 for label in present]].astype(np.float32)
+    kept = normalise(kept)
+    return ActivationMaps(np.array(present, np.int16), kept, size, stride)

@@ -13,19 +13,34 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import image_size, read_image
 from weakseg.data.transforms import Factor
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import multi_scale_maps, normalise_present
+from weakseg.ops.activation import (
+    divide_by_maximum,
+    multi_scale_maps,
+    normalise_present,
+    resize_maps,
+    resize_through_view,
+    stretch_maps,
+)
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.progress import Progress
 
+STYLES = {"irnet": (resize_maps, divide_by_maximum), "seam": (resize_through_view, stretch_maps)}
+"""How maps are resized, and how they are normalised."""
+
 
 class Maps(Stage):
-    """Multi-scale and mirrored inference; which classes are present is read from the weak labels."""
+    """Multi-scale and mirrored inference; which classes are present is read from the weak labels.
+
+    In the style `irnet` maps are resized once and divided by their maximum; in the style `seam` they are brought to the
+    size of the network's input first, and reach from 0 at their minimum to 1 at their maximum.
+    """
 
     leaves: ClassVar[str] = "maps"
     kind: Literal["maps"] = "maps"
     localiser: Annotated[str, Reads("localiser")]
     scales: tuple[Factor, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
     stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
+    style: Literal["irnet", "seam"] = "irnet"
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
 
     def run(self, context: Context, folder: Path) -> None:
@@ -34,12 +49,14 @@ class Maps(Stage):
         batches = parallel.share(same_size_batches(context.weakly_labelled(), self.batch_size))
         waiting = [batch for batch in batches if not all(map_path(folder, sample).exists() for sample in batch)]
         total = sum(map(len, batches))
+        resize, normalise = STYLES[self.style]
         with Progress("activation maps", total, done=total - sum(map(len, waiting))) as progress:
             for batch in waiting:
                 images = [read_image(sample.image) for sample in batch]
-                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride).cpu().numpy()
-                for sample, image, scores in zip(batch, images, maps, strict=True):
-                    present = normalise_present(scores, sample.labels.present(), image.shape[:2], self.stride)
+                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride, resize)
+                for sample, image, scores in zip(batch, images, maps.cpu().numpy(), strict=True):
+                    labels, size = sample.labels.present(), image.shape[:2]
+                    present = normalise_present(scores, labels, size, self.stride, normalise)
                     present.save(map_path(folder, sample))
                 progress.advance(len(batch))
 
