@@ -1,7 +1,7 @@
 # make demo   install, run the main job on toy data, show where the report is
 # make test   install, run the tests
 # make lint   ruff and mypy
-# make bench  the speed comparisons that need no GPU
+# make bench  the speed comparisons that need no GPU (benchmarks/*_cuda.py need one)
 
 PYTHON ?= python3
 BIN := .venv/bin
