@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from tiny import TINY, write_tiny_voc
-from weakseg.data.images import read_label_map, write_label_map
+from weakseg.data.images import file_stamp, read_label_map, write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.methods.store import load_model
@@ -89,7 +91,9 @@ def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
     [
         ("runtime.checkpoint_steps=7", STAGES),
         ("masks.crf=null", ["cam", "maps"]),
-        ("segment.inference.mirror=false", ["cam", "maps", "masks"]),
+        ("segment.inference.mirror=false", ["cam", "maps", "masks", "segment"]),
+        ("data.val=null", ["cam", "maps", "masks", "segment"]),
+        ("data.score=null", ["cam", "maps"]),
         ("scores.curves={}", ["cam", "maps", "masks", "segment"]),
         ("seed=1", []),
         ("data.images_per_class=3", []),
@@ -99,6 +103,29 @@ def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
 def test_a_change_runs_just_what_depends_on_it(copied: tuple[Path, Path], override: str, still_good: list[str]) -> None:
     data, root = copied
     assert skipped(carried_out(data, root, override)) == still_good
+
+
+def test_a_finished_model_learns_how_it_is_to_be_used(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    weights = root / "segment" / "model" / "model.safetensors"
+    before = file_stamp(weights)
+    carried_out(data, root, "segment.inference={scales: [0.75], crf: deeplab}")
+    assert load_model(root / "segment" / "model").inference == {
+        "scales": [0.75], "mirror": False, "crf": "deeplab", "threshold": 0.3,
+    }  # fmt: skip
+    assert json.loads((root / "segment" / "manifest.json").read_text())["settings"]["inference"]["scales"] == [0.75]
+    assert file_stamp(weights) == before
+
+
+def test_masks_of_images_that_only_the_scores_need_train_nothing(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    data, root = copied
+    moved = Path(shutil.copytree(data, tmp_path / "data"))
+    write_label_map(moved / "SegmentationClass" / "val 1.png", np.ones((40, 48), np.uint8))
+    assert skipped(carried_out(moved, root)) == ["cam", "maps", "masks", "segment"]
+    write_label_map(moved / "SegmentationClass" / "train 1.png", np.ones((40, 48), np.uint8))
+    assert skipped(carried_out(moved, root)) == ["cam", "maps"]
+    (moved / "JPEGImages" / "train 1.png").touch()
+    assert skipped(carried_out(moved, root)) == []
 
 
 def artifacts(root: Path) -> dict[str, bytes]:
@@ -121,6 +148,17 @@ def test_equal_stages_of_another_run_are_taken_over(finished: tuple[Path, Path],
     assert manifest["reused_from"] == str(other / "cam")
     assert manifest["seconds"] == json.loads((other / "cam" / "manifest.json").read_text())["seconds"]
     assert skipped(carried_out(data, tmp_path / "reusing", "masks.crf=null")) == STAGES
+
+
+def test_a_stage_may_have_another_name_in_another_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, other = finished
+    recipe = load_recipe("toy", TINY)
+    names = {name: f"the {name}" for name in recipe.stages}
+    renamed = {names[name]: stage.reading(names) for name, stage in recipe.stages.items()}
+    said: list[str] = []
+    run(replace(recipe, stages=renamed), open_dataset(data), tmp_path / "run", said.append, reuse=[other])
+    taken = [f"the {name}: taken from {other / name}" for name in STAGES[:-1]]
+    assert said == [*taken, "the scores: running"], "the folders of predictions are called after the segmenters"
 
 
 def test_what_was_taken_over_outlives_the_other_run(copied: tuple[Path, Path], tmp_path: Path) -> None:
@@ -269,6 +307,7 @@ def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
     other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
     with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
         carried_out(data, tmp_path / "run", "segment.backbone_from=cam", other)
+    assert not (tmp_path / "run" / "cam").exists(), "told before the first stage begins"
 
 
 def test_a_stage_may_learn_from_a_balanced_part_while_masks_are_made_for_all(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
             "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         },
     )
-    write_log(root, "run", recipe=recipe.name, processes=1)
+    write_log(root, "run", recipe=recipe.name, processes=1, keys={name: name for name in recipe.stages})
     for name in stages:
         _write_stage(name, root, recipe, dataset, parts)
         stage = recipe.stages[name]

@@ -20,7 +20,6 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import VOID, Classes
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.run import MANIFEST_NAME
 from weakseg.pipeline.stage import write_log
 from weakseg.report import pictures
 from weakseg.report.html import VOID_ELEMENTS, element, plot, write_report
@@ -254,22 +253,13 @@ def test_one_damaged_image_costs_only_its_own_pictures(make_run: RunMaker) -> No
     assert len(page.pictures()) == 9 * 5 + 8 * 3
 
 
-def test_a_stage_with_other_settings_is_not_shown_as_a_result(make_run: RunMaker) -> None:
-    run = make_run()
-    manifest = read_json(run / "masks" / MANIFEST_NAME)
-    manifest["settings"]["threshold"] = 0.4
-    write_json(run / "masks" / MANIFEST_NAME, manifest)
+def test_stages_that_the_run_wants_otherwise_are_not_shown_as_results(make_run: RunMaker) -> None:
+    run, again = make_run(), "masks, segment, scores"
+    write_log(run, "run", keys={"cam": "cam", "maps": "maps", "masks": "new", "segment": "new", "scores": "new"})
     page = page_of(run)
-    again = "masks, segment, scores"
     assert f"missing: {again} ({again}: made with earlier settings)." in page.notes()
     assert page.texts["td"].count("to be done again") == 3
     assert "There are no scores" in page.notes()
-
-
-def test_a_stage_older_than_what_it_reads_is_not_shown_as_a_result(make_run: RunMaker) -> None:
-    run = make_run()
-    write_log(run, "stage done", stage="segment", seconds=1)
-    assert "missing: scores (scores: made with earlier settings)." in page_of(run).notes()
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from rich.cells import cell_len
 
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json, write_json
+from weakseg.files import read_json
+from weakseg.pipeline.stage import write_log
 from weakseg.report.tables import percent, read_lines, score_cells, scores_table, text_table
 
 RunMaker = Callable[..., Path]
@@ -48,13 +49,15 @@ def test_an_unfinished_run_says_what_is_missing(make_run: RunMaker) -> None:
 
 def test_scores_of_earlier_settings_are_not_shown(make_run: RunMaker) -> None:
     run = make_run()
-    manifest = read_json(run / "cam" / "manifest.json")
-    manifest["settings"]["method"] = "other"
-    write_json(run / "cam" / "manifest.json", manifest)
-    everything = "cam, maps, masks, segment, scores"
-    assert scores_table(run) == (
-        f"The run is not finished; missing: {everything} ({everything}: made with earlier settings)."
-    )
+    write_log(run, "run", keys={"cam": "cam", "maps": "maps", "masks": "masks", "segment": "new", "scores": "new"})
+    again = "segment, scores"
+    assert scores_table(run) == f"The run is not finished; missing: {again} ({again}: made with earlier settings)."
+
+
+def test_a_run_that_has_lost_its_log_still_has_its_scores(make_run: RunMaker) -> None:
+    run = make_run()
+    (run / "log.jsonl").unlink()
+    assert "DeepLab" in scores_table(run)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

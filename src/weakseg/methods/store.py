@@ -56,6 +56,13 @@ def save_model(folder: Path, model: Model) -> None:
     )
 
 
+def set_inference(folder: Path, inference: Mapping[str, Any]) -> None:
+    """Change the settings that the model in a folder says it is to be used with."""
+    config = read_json(folder / CONFIG_NAME)
+    if config["inference"] != inference:
+        write_json(folder / CONFIG_NAME, {**config, "inference": dict(inference)})
+
+
 def load_model(folder: Path) -> Model:
     """Read a model folder. The network is on the CPU, in evaluation mode.
 

@@ -1,8 +1,8 @@
 """Runs: a folder in which each stage of a recipe owns one sub-folder with its artifact and a manifest.
 
 A stage is skipped if its manifest's key equals the key of what would be done now. The key is a hash of the stage's
-settings, the keys of the stages it reads, the data and the seed; so a change re-runs just what depends on it. A stage
-with the same key in another run has the same artifact, which can be taken over from there.
+settings, the keys of the stages it reads, and the part of the data that it uses; so a change re-runs just what depends
+on it. A stage with the same key in another run has the same artifact, which can be taken over from there.
 """
 
 from __future__ import annotations
@@ -54,19 +54,16 @@ def run(
     """
     fabric = start(recipe.runtime)
     with locked(root):
-        context = Context(dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
+        context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+        keys = stage_keys(context)
         if parallel.rank() == 0:
             clear_temporaries(root.glob)
             drop_partial_line(root / LOG_NAME)
             write_text(root / RECIPE_NAME, recipe.as_yaml())
             write_json(root / DATA_NAME, _summary(context, recipe))
-        write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__)
-        data = _fingerprint(context)
-        keys: dict[str, str] = {}
-        for name, stage in recipe.stages.items():
-            keys[name] = _key(stage, {source: keys[source] for source in stage.inputs()}, data, recipe.seed)
+        write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__, keys=keys)
         done = [name for name, key in keys.items() if _is_done(context.folder(name), key)]
         elsewhere = _finished_elsewhere(reuse, root)
         taken = {name: elsewhere[key] for name, key in keys.items() if name not in done and key in elsewhere}
@@ -77,6 +74,7 @@ def run(
         for name, stage in recipe.stages.items():
             if name in done:
                 if parallel.rank() == 0:
+                    _describe_anew(name, stage, context.folder(name))
                     announce(f"{name}: finished before, skipped")
             elif name in taken and _take_over(name, stage, keys[name], taken[name], context):
                 if parallel.rank() == 0:
@@ -98,6 +96,31 @@ def _is_done(folder: Path, key: str) -> bool:
     return manifest is not None and manifest["key"] == key
 
 
+def stage_keys(context: Context) -> dict[str, str]:
+    """The key of every stage. The names of the stages that it reads stand for their keys: they may be called anything,
+    and so may the stage itself."""
+    keys: dict[str, str] = {}
+    for name, stage in context.stages.items():
+        settings = stage.reading(keys).settings_of_artifact()
+        described = json.dumps([settings, context.dataset.classes.names, stage.dependencies(context)], sort_keys=True)
+        keys[name] = hashlib.sha256(described.encode()).hexdigest()
+    return keys
+
+
+def _described(name: str, stage: Stage) -> dict[str, Any]:
+    """What a manifest says of the stage itself, rather than of how it was carried out."""
+    return {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs()}
+
+
+def _describe_anew(name: str, stage: Stage, folder: Path) -> None:
+    """Let a finished stage tell the settings of today, where they differ in what its artifact does not depend on."""
+    stage.describe(folder)
+    old = read_json(folder / MANIFEST_NAME)
+    new = {**old, **_described(name, stage)}
+    if new != old:
+        write_json(folder / MANIFEST_NAME, new)
+
+
 def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None]) -> None:
     folder = context.folder(name)
     resumed = False
@@ -110,13 +133,12 @@ def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Ca
     stage.run(context, folder)
     parallel.barrier()
     if parallel.rank() == 0:
+        stage.describe(folder)
         write_json(
             folder / MANIFEST_NAME,
             {
-                "stage": name,
+                **_described(name, stage),
                 "key": key,
-                "settings": stage.model_dump(mode="json"),
-                "inputs": stage.inputs(),
                 "seconds": round(time.time() - begun, 2),
                 "resumed": resumed,
                 "processes": parallel.world_size(),
@@ -152,8 +174,9 @@ def _take_over(name: str, stage: Stage, key: str, source: Path, context: Context
         manifest = finished(source)
         whole = _link_files(source, folder) and _is_done(source, key)
         if whole and manifest is not None:
-            own = {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs()}
-            write_json(folder / MANIFEST_NAME, {**manifest, **own, "reused_from": str(source.resolve())})
+            stage.describe(folder)
+            reused = {"reused_from": str(source.resolve())}
+            write_json(folder / MANIFEST_NAME, {**manifest, **_described(name, stage), **reused})
             (folder / PENDING_NAME).unlink()
             write_log(context.root, "stage done", stage=name, seconds=manifest["seconds"], reused_from=str(source))
     return parallel.gather(whole)[0]
@@ -278,35 +301,6 @@ def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
             f'{len(without)} images of the split "{split}" have no mask to measure against, the first is {without[0]}.'
         )
     return samples
-
-
-def _fingerprint(context: Context) -> str:
-    """A hash that changes when an image, a label or a mask of the run changes (files: by size and time)."""
-    digest = hashlib.sha256(json.dumps(context.dataset.classes.names).encode())
-    for part in (context.train, context.score, context.val):
-        digest.update(b"part")
-        for sample in part:
-            try:
-                status = sample.image.stat()
-            except OSError:
-                raise WeaksegError(
-                    f"{sample.image} does not exist or cannot be read. "
-                    f"`weakseg data check {context.dataset.root}` finds all such problems at once."
-                ) from None
-            mask = sample.mask.fingerprint() if sample.mask else ""
-            labels = [
-                sorted(sample.labels.present()),
-                sample.labels.boxes,
-                sample.labels.points,
-                sample.labels.scribbles,
-            ]
-            digest.update(repr((sample.name, status.st_size, status.st_mtime_ns, labels, mask)).encode())
-    return digest.hexdigest()
-
-
-def _key(stage: Stage, inputs: dict[str, str], data: str, seed: int) -> str:
-    described = json.dumps([stage.model_dump(mode="json"), inputs, data, seed, stage.fingerprint()], sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:

@@ -93,9 +93,15 @@ class Stage(Settings):
         """
         return self
 
-    def fingerprint(self) -> str:
-        """What else the artifact depends on, besides settings, inputs and data: files that the settings name."""
-        return ""
+    def settings_of_artifact(self) -> dict[str, Any]:
+        """The settings that the artifact is made with."""
+        return self.model_dump(mode="json")
+
+    def dependencies(self, context: Context) -> list[str]:
+        """What else it depends on, besides the classes and the stages that are read: texts that change with that part
+        of the data (see `pipeline.stamps`), with the seed, with files that the settings name.
+        """
+        return []
 
     def prepare(self, context: Context) -> None:
         """Find out before the first stage begins, not hours later, what would stop this one."""
@@ -107,6 +113,12 @@ class Stage(Settings):
         in it is complete.
         """
         raise NotImplementedError
+
+    def describe(self, folder: Path) -> None:
+        """Write into the artifact what is not among the `settings_of_artifact`: how it is to be used, say.
+
+        Called after `run`, and again whenever the finished stage is met.
+        """
 
 
 class Learning(Stage):
@@ -125,12 +137,12 @@ class Learning(Stage):
         settings = validate(find_method(self.method_kind, self.method).Settings, self.model, f"{where}.model")
         return self.model_copy(update={"model": settings.model_dump(mode="json")})
 
-    def fingerprint(self) -> str:
+    def dependencies(self, context: Context) -> list[str]:
         weights = Path(str(self.model.get("backbone", {}).get("weights"))).expanduser()
-        return file_stamp(weights) if weights.is_file() else ""
+        return [str(context.seed), file_stamp(weights) if weights.is_file() else ""]
 
     def prepare(self, context: Context) -> None:
-        self._network(context)
+        self.network(context)
 
     def samples(self, context: Context) -> Sequence[Sample]:
         """The samples of the training split that are learned from."""
@@ -143,7 +155,7 @@ class Learning(Stage):
 
     def learn(self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]]) -> Model:
         """A network of the method, trained on `images`; logs and checkpoints go to `folder`."""
-        settings, network = self._network(context)
+        settings, network = self.network(context)
         self.initialise(context, network)
         train_network(
             context.fabric,
@@ -157,18 +169,20 @@ class Learning(Stage):
         )
         return Model(self.method_kind, self.method, settings, context.dataset.classes, network, {})
 
-    def _network(self, context: Context) -> tuple[Settings, nn.Module]:
+    def network(self, context: Context, *, load_weights: bool = True) -> tuple[Settings, nn.Module]:
         """The method's settings and its network, with the weights that it starts from."""
         method = find_method(self.method_kind, self.method)
         settings = method.Settings.model_validate(self.model)
         torch.manual_seed(context.seed)
-        return settings, method(settings, len(context.dataset.classes))
+        return settings, method(settings, len(context.dataset.classes), load_weights=load_weights)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage works with. `train`, `score` and `val` are the samples that play these parts in the run."""
+    """What a stage works with: `stages` are all of the recipe; `train`, `score` and `val` are the samples that play
+    these parts in the run."""
 
+    stages: Mapping[str, Stage]
     dataset: Dataset
     seed: int
     runtime: RuntimeSettings

@@ -38,21 +38,12 @@ class RunFolder:
         """Raises `WeaksegError` for a folder that is no run."""
         recipe = _read_recipe(root / RECIPE_NAME)
         log = read_lines(root / "log.jsonl")
-        made = {event["stage"]: place for place, event in enumerate(log) if event["event"] == "stage done"}
-        manifests: dict[str, Mapping[str, Any]] = {}
-        outdated = []
-        for name, settings in recipe["stages"].items():
-            manifest = finished(root / name)
-            if manifest is None:
-                continue
-            # A changed stage runs anew, and then all that read it; an interrupted run may not have come that far.
-            made_after_inputs = all(
-                source in manifests and made.get(source, -1) <= made.get(name, -1) for source in manifest["inputs"]
-            )
-            if manifest["settings"] == settings and made_after_inputs:
-                manifests[name] = manifest
-            else:
-                outdated.append(name)
+        found = {name: manifest for name in recipe["stages"] if (manifest := finished(root / name)) is not None}
+        # What the run wants; an interrupted one may not have come to all stages that a change of settings concerns.
+        begun = [event for event in log if event["event"] == "run"]
+        wanted = begun[-1].get("keys", {}) if begun else {}
+        outdated = [name for name, manifest in found.items() if manifest["key"] != wanted.get(name, manifest["key"])]
+        manifests = {name: manifest for name, manifest in found.items() if name not in outdated}
         return cls(root, recipe, read_json(root / DATA_NAME), manifests, outdated, log)
 
     @property

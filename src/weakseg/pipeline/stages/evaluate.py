@@ -13,11 +13,13 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.store import load_model
+from weakseg.methods.store import Model, load_model
+from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import Inference, predict
 from weakseg.pipeline.measures import LabelMap, measure_masks
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
+from weakseg.pipeline.stages.segment import Segment
 from weakseg.progress import Progress
 
 
@@ -39,6 +41,16 @@ class Evaluate(Stage):
     def _without_null(cls, rows: Any) -> Any:
         return {title: stage for title, stage in rows.items() if stage is not None} if isinstance(rows, dict) else rows
 
+    def dependencies(self, context: Context) -> list[str]:
+        parts = (context.score, context.val)
+        data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]
+        return [*data, *(f"{name} {self._inference(context, name)}" for name in self.segmenters.values())]
+
+    def _inference(self, context: Context, segmenter: str) -> Inference:
+        stage = context.stages[segmenter]
+        assert isinstance(stage, Segment)
+        return stage.inference
+
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []
         if context.score:
@@ -57,7 +69,8 @@ class Evaluate(Stage):
         for title, stage in self.segmenters.items():
             for split, samples in (("score", context.score), ("val", context.val)):
                 predictions = folder / "predictions" / stage
-                predict_samples(context, context.folder(stage) / MODEL_FOLDER, samples, predictions)
+                model = load_model(context.folder(stage) / MODEL_FOLDER)
+                predict_samples(context, model, self._inference(context, stage), samples, predictions)
                 if samples:
                     rows.append(
                         _measure(context, title, split, samples, lambda s, f=predictions: prediction_path(f, s))
@@ -77,11 +90,11 @@ def prediction_path(folder: Path, sample: Sample) -> Path:
     return folder / f"{sample.name}.png"
 
 
-def predict_samples(context: Context, model_folder: Path, samples: Sequence[Sample], folder: Path) -> None:
+def predict_samples(
+    context: Context, model: Model, inference: Inference, samples: Sequence[Sample], folder: Path
+) -> None:
     """Write a segmenter's label maps of all samples."""
-    model = load_model(model_folder)
     model.network.to(context.fabric.device)
-    inference = Inference.model_validate(model.inference)
     mine = parallel.share(samples)
     waiting = [sample for sample in mine if not prediction_path(folder, sample).exists()]
     with Progress("predicting", len(mine), done=len(mine) - len(waiting)) as progress:

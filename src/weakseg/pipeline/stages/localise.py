@@ -9,6 +9,7 @@ from weakseg import parallel
 from weakseg.data.loading import TaggedImages
 from weakseg.methods.base import Kind
 from weakseg.methods.store import save_model
+from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning
 
 
@@ -18,6 +19,10 @@ class Localise(Learning):
     leaves: ClassVar[str] = "localiser"
     kind: Literal["localise"] = "localise"
     method_kind: ClassVar[Kind] = "LOCALISER"
+
+    def dependencies(self, context: Context) -> list[str]:
+        samples = self.samples(context)
+        return [*super().dependencies(context), stamps.images(samples), stamps.weak_labels(samples)]
 
     def run(self, context: Context, folder: Path) -> None:
         num_classes = len(context.dataset.classes)

@@ -21,6 +21,7 @@ from weakseg.ops.activation import (
     resize_through_view,
     stretch_maps,
 )
+from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.progress import Progress
 
@@ -42,6 +43,10 @@ class Maps(Stage):
     stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
     style: Literal["irnet", "seam"] = "irnet"
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
+
+    def dependencies(self, context: Context) -> list[str]:
+        samples = context.weakly_labelled()
+        return [stamps.images(samples), stamps.weak_labels(samples)]
 
     def run(self, context: Context, folder: Path) -> None:
         device = context.fabric.device

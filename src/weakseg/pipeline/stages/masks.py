@@ -15,6 +15,7 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, write_label_map
 from weakseg.files import read_json, write_json
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import against_background, decide, known_crf
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Context, Reads, Stage
@@ -40,6 +41,9 @@ class Masks(Stage):
     @classmethod
     def _known(cls, name: str | None) -> str | None:
         return known_crf(name)
+
+    def dependencies(self, context: Context) -> list[str]:
+        return [stamps.images(context.weakly_labelled()), stamps.ground_truth(context.score)]
 
     def run(self, context: Context, folder: Path) -> None:
         source = context.folder(self.maps)

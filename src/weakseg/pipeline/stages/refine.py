@@ -20,6 +20,7 @@ from weakseg.files import read_npz, write_npz
 from weakseg.methods.base import Concluding, Image, Kind, find_method
 from weakseg.methods.store import save_model
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
@@ -32,6 +33,9 @@ class Refine(Learning):
     kind: Literal["refine"] = "refine"
     method_kind: ClassVar[Kind] = "REFINER"
     maps: Annotated[str, Reads("maps")]
+
+    def dependencies(self, context: Context) -> list[str]:
+        return [*super().dependencies(context), stamps.images(self.samples(context))]
 
     def run(self, context: Context, folder: Path) -> None:
         method = find_method(self.method_kind, self.method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +15,8 @@ from weakseg.data.images import read_label_map
 from weakseg.data.loading import MaskedImages
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind
-from weakseg.methods.store import load_model, save_model
+from weakseg.methods.store import load_model, save_model, set_inference
+from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
 from weakseg.pipeline.stages.masks import mask_path
@@ -26,6 +26,7 @@ class Segment(Learning):
     """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision).
 
     `backbone_from` is a localiser whose trained backbone the segmenter starts from; null: from the backbone's weights.
+    `inference` is how the trained segmenter is evaluated and, unless told otherwise, used to predict.
     """
 
     leaves: ClassVar[str] = "segmenter"
@@ -35,10 +36,26 @@ class Segment(Learning):
     backbone_from: Annotated[str | None, Reads("localiser")] = None
     inference: Inference = Inference()
 
+    def settings_of_artifact(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"inference"})
+
+    def dependencies(self, context: Context) -> list[str]:
+        samples = self.samples(context)
+        truth = [stamps.ground_truth(samples)] if self.masks is None else []
+        return [*super().dependencies(context), stamps.images(samples), *truth]
+
+    def prepare(self, context: Context) -> None:
+        _, network = self.network(context)
+        if self.backbone_from is not None:
+            localiser = context.stages[self.backbone_from]
+            assert isinstance(localiser, Learning)
+            self._start_from(network, localiser.network(context, load_weights=False)[1])
+
     def initialise(self, context: Context, network: Any) -> None:
-        if self.backbone_from is None:
-            return
-        localiser = load_model(context.folder(self.backbone_from) / MODEL_FOLDER).network
+        if self.backbone_from is not None:
+            self._start_from(network, load_model(context.folder(self.backbone_from) / MODEL_FOLDER).network)
+
+    def _start_from(self, network: Any, localiser: Any) -> None:
         try:
             network.backbone.load_state_dict(localiser.backbone.state_dict())
         except RuntimeError:
@@ -52,7 +69,10 @@ class Segment(Learning):
         images = MaskedImages(self.samples(context), read, self.augment, context.seed)
         model = self.learn(context, folder, images)
         if parallel.rank() == 0:
-            save_model(folder / MODEL_FOLDER, replace(model, inference=self.inference.model_dump(mode="json")))
+            save_model(folder / MODEL_FOLDER, model)
+
+    def describe(self, folder: Path) -> None:
+        set_inference(folder / MODEL_FOLDER, self.inference.model_dump(mode="json"))
 
 
 # Not inside of `run`: worker processes that are not forked can only be told what a module holds.

@@ -13,7 +13,8 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import find_method
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
+from weakseg.pipeline import stamps
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
 from weakseg.settings import validate
@@ -33,14 +34,20 @@ class Walk(Stage):
         options = validate(find_method("REFINER", self.method).Options, self.options, f"{where}.options")
         return self.model_copy(update={"options": options.model_dump(mode="json")})
 
-    def run(self, context: Context, folder: Path) -> None:
-        model = load_model(context.folder(self.refiner) / MODEL_FOLDER)
-        if model.method != self.method:
+    def dependencies(self, context: Context) -> list[str]:
+        return [stamps.images(context.weakly_labelled())]
+
+    def prepare(self, context: Context) -> None:
+        refiner = context.stages[self.refiner]
+        assert isinstance(refiner, Learning)
+        if refiner.method != self.method:
             raise WeaksegError(
-                f'The walk is one of {self.method}, but the stage "{self.refiner}" has trained {model.method}. '
+                f'The walk is one of {self.method}, but the stage "{self.refiner}" trains {refiner.method}. '
                 "Give both the same method."
             )
-        network = model.network.to(context.fabric.device)
+
+    def run(self, context: Context, folder: Path) -> None:
+        network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(context.fabric.device)
         options = network.Options.model_validate(self.options)
         source = context.folder(self.maps)
         samples = parallel.share(context.weakly_labelled())

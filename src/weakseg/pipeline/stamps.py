@@ -1,0 +1,40 @@
+"""Short texts that change when data do, for the keys of the stages that use them. Files count by size and time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from weakseg.data.dataset import Sample
+from weakseg.data.images import file_stamp
+from weakseg.errors import WeaksegError
+
+
+def images(samples: Sequence[Sample]) -> str:
+    """Changes with the images and their order; raises `WeaksegError` where one is missing."""
+    return _digest((sample.name, _image_stamp(sample)) for sample in samples)
+
+
+def weak_labels(samples: Sequence[Sample]) -> str:
+    """Changes with the tags, boxes, points and scribbles of images."""
+    labels = ((sample.name, sample.labels) for sample in samples)
+    return _digest((name, sorted(of.present()), of.boxes, of.points, of.scribbles) for name, of in labels)
+
+
+def ground_truth(samples: Sequence[Sample]) -> str:
+    """Changes with the masks of images."""
+    return _digest((sample.name, sample.mask.fingerprint() if sample.mask else None) for sample in samples)
+
+
+def _image_stamp(sample: Sample) -> str:
+    try:
+        return file_stamp(sample.image)
+    except WeaksegError as error:
+        raise WeaksegError(f"{error} `weakseg data check` finds all such problems at once.") from None
+
+
+def _digest(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode())
+    return digest.hexdigest()
