@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,9 @@ def _data() -> None:
     """
 
 
+WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+"""What says how threads of OpenMP wait; whoever sets any of them has reasons."""
+
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of the data set (VOC, COCO or images/ + labels.csv).")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Format = Annotated[
@@ -46,6 +50,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 def main() -> None:
     """Run the command line; a user's mistake ends with its text and status 1, never with a traceback."""
+    # Before PyTorch is imported: threads that wait for each other busily take the core away from whom they wait for as
+    # soon as any other process wants it, too.
+    if not WAITING.intersection(os.environ):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         app()
     except WeaksegError as error:
@@ -218,7 +226,8 @@ def predict(
 ) -> None:
     """Write masks for any images: palette PNGs, overlays and, if wanted, probabilities.
 
-    Settings that are not given are those that the model was evaluated with.
+    Settings that are not given are those that the model was evaluated with. Images that cannot be read are told at the
+    end; the status then is 1.
 
     \b
     Examples:
@@ -238,7 +247,7 @@ def predict(
     if crf == "none":
         changes["crf"] = None
     runtime = validate(RuntimeSettings, {"device": device}, "")
-    how, count = predict_files(
+    how, count, failures = predict_files(
         find_model(model),
         images,
         out,
@@ -249,6 +258,8 @@ def predict(
     )
     print(how)
     print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
+    if failures:
+        raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + count} images failed:", *failures]))
 
 
 @app.command()

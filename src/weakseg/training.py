@@ -8,9 +8,12 @@ anew at every update, and the checkpoint holds weights, buffers and the optimise
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +43,9 @@ class TrainSettings(Settings):
     epochs: float | None = Field(default=None, gt=0, description="passes over the training images")
     steps: int | None = Field(default=None, gt=0, description="updates of the weights")
     batch_size: int = Field(default=16, gt=0, description="images per update, over all processes and micro-batches")
-    accumulate: int = Field(default=1, gt=0, description="micro-batches per update")
+    accumulate: int = Field(
+        default=1, gt=0, description="micro-batches per update, for less memory; the result is that of the whole batch"
+    )
     lr: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
@@ -119,7 +124,8 @@ def train_network(
     `folder` receives the log `train.jsonl` (one line per update: step, epoch, loss and its terms, lr, images_per_s)
     and checkpoints, from which the same call goes on. The network ends on the CPU or GPU where it was trained.
 
-    Raises `WeaksegError` if the loss stops being finite.
+    Raises `WeaksegError` if the loss, its gradient or the weights stop being finite; the checkpoint then is one of
+    before.
     """
     assert isinstance(images, Sized)
     order = Order(len(images), settings.batch_size, seed)
@@ -136,6 +142,7 @@ def train_network(
     done = load_checkpoint(checkpoint, network, optimiser) if checkpoint.exists() else 0
     log = _Log(folder / LOG_NAME, done)
     network.train()
+    counts = _Counts(network, settings.accumulate)
     module, fabric_optimiser = fabric.setup(network, optimiser)
     module.mark_forward_method("losses")
     batches = iter(
@@ -160,26 +167,30 @@ def train_network(
             factor = poly_factor(step, steps, settings.power, settings.lr_every)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
+            optimiser.zero_grad(set_to_none=True)
+            parts = [_to_device(_next(batches), fabric.device) for _ in range(settings.accumulate)]
+            with torch.autocast(fabric.device.type, torch.bfloat16, enabled=autocast):
+                whole_batch = counts.of_update(parts)
             # Dropout and the like: a function of the update and the process, so a resumed run draws the same.
             torch.manual_seed((seed * 1_000_003 + step) * 4096 + parallel.rank())
-            optimiser.zero_grad(set_to_none=True)
             terms: dict[str, Tensor] = {}
-            for part in range(settings.accumulate):
-                batch = _to_device(_next(batches), fabric.device)
+            for part, batch in enumerate(parts):
                 with (
                     fabric.no_backward_sync(module, enabled=part < settings.accumulate - 1),
                     torch.autocast(fabric.device.type, torch.bfloat16, enabled=autocast),
+                    whole_batch(),
                 ):
                     losses = module.losses(batch)
                     total = torch.stack(list(losses.values())).sum() / settings.accumulate
                 fabric.backward(total)
                 for name, value in losses.items():
                     terms[name] = terms.get(name, 0) + value.detach() / settings.accumulate
+            learning = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+            values = _finite_means(fabric, terms, norm, f"{title}, update {step + 1}")
             if settings.clip_norm is not None:
-                # A gradient that is not finite shows in the loss at once, with advice; Fabric's error has none.
-                fabric.clip_gradients(module, fabric_optimiser, max_norm=settings.clip_norm, error_if_nonfinite=False)
+                nn.utils.clip_grads_with_norm_(learning, settings.clip_norm, norm)
             fabric_optimiser.step()
-            values = _finite_means(fabric, terms, step, title)
             progress.advance(settings.batch_size, loss=values["loss"])
             epoch = step / order.steps_per_epoch
             log.write(step=step + 1, epoch=round(epoch, 4), **values, lr=optimiser.param_groups[0]["lr"],
@@ -187,10 +198,40 @@ def train_network(
             steps_due = runtime.checkpoint_steps and (step + 1) % runtime.checkpoint_steps == 0
             minutes_due = time.monotonic() - saved_at > 60 * runtime.checkpoint_minutes
             if (steps_due or minutes_due) and step + 1 < steps:
+                _check_weights(network, f"{title}, update {step + 1}")
                 if parallel.rank() == 0:
                     save_checkpoint(checkpoint, network, optimiser, step + 1)
                 saved_at = time.monotonic()
+    _check_weights(network, f"{title}, the last update")
     optimiser.zero_grad(set_to_none=True)
+
+
+class _Counts:
+    """What the means inside of a method's losses (`parallel.mean_over_ranks`) are over in a whole update.
+
+    With micro-batches it has to be known before the first of them is learned from, so their losses are computed once
+    more, without gradients; not for a method that has no such means.
+    """
+
+    def __init__(self, network: nn.Module, accumulate: int) -> None:
+        self.network, self.needed = network, accumulate > 1
+
+    def of_update(self, parts: Sequence[dict[str, Tensor]]) -> Callable[[], AbstractContextManager[None]]:
+        """The surroundings in which to compute the losses of each of the update's micro-batches."""
+        if not self.needed:
+            return nullcontext
+        self.network.eval()  # no running statistics are to be counted twice
+        noted = [self._counts(part) for part in parts]
+        self.network.train()
+        self.needed = bool(noted[0])
+        counts = [torch.stack(of_call).sum(0) for of_call in zip(*noted, strict=True)]
+        return partial(parallel.dividing_by, counts, len(parts)) if counts else nullcontext
+
+    @torch.no_grad()
+    def _counts(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        with parallel.noting_counts() as counts:
+            self.network.losses(batch)  # type: ignore[operator]
+        return counts
 
 
 def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -207,19 +248,28 @@ def _to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tens
     return moved
 
 
-def _finite_means(fabric: Fabric, terms: dict[str, Tensor], step: int, title: str) -> dict[str, float]:
-    """The loss and its terms, averaged over processes."""
-    stacked = torch.stack(list(terms.values())).float()
+def _finite_means(fabric: Fabric, terms: dict[str, Tensor], norm: Tensor, where: str) -> dict[str, float]:
+    """The loss and its terms, averaged over processes; they and the norm of the gradient must be finite."""
+    stacked = torch.stack([*terms.values(), norm]).float()
     if parallel.world_size() > 1:
         stacked = fabric.all_reduce(stacked, reduce_op="mean")  # type: ignore[assignment]
-    values = dict(zip(terms, stacked.tolist(), strict=True))
-    loss = sum(values.values())
-    if not torch.isfinite(stacked).all():
-        raise WeaksegError(
-            f"{title}: the loss became {loss} at update {step + 1}. "
-            "Lower the learning rate (train.lr) or limit the gradient (train.clip_norm=1)."
-        )
-    return {"loss": loss} if len(values) == 1 else {"loss": loss, **values}
+    *means, gradient = stacked.tolist()
+    loss = sum(means)
+    for what, value in (("loss", loss), ("gradient", gradient)):
+        if not math.isfinite(value):
+            raise _diverged(f"{where}: the {what} became {value}")
+    return {"loss": loss} if len(terms) == 1 else {"loss": loss, **dict(zip(terms, means, strict=True))}
+
+
+def _check_weights(network: nn.Module, where: str) -> None:
+    """Raise `WeaksegError` where an update of a finite loss and gradient was still too large."""
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise _diverged(f"{where}: {name} is not finite any more")
+
+
+def _diverged(fault: str) -> WeaksegError:
+    return WeaksegError(f"{fault}. Lower the learning rate (train.lr) or limit the gradient (train.clip_norm=1).")
 
 
 class _Log:

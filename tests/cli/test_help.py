@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import typer
 import yaml
 
 from weakseg import __version__
-from weakseg.cli import app
+from weakseg.cli import WAITING, app
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
 
 HEAVY = ("torch", "numba", "numpy", "PIL", "pydantic", "scipy", "skimage", "matplotlib", "lightning_fabric")
@@ -51,6 +52,27 @@ def test_every_example_can_be_typed(line: str) -> None:
     path = max((path for path in commands() if tuple(words[: len(path)]) == path), key=len)
     context = commands()[path].make_context("weakseg", words[len(path) :])  # raises for whatever it does not know
     assert not context.args
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "")],
+)
+def test_threads_wait_without_working_unless_the_user_says_otherwise(chosen: dict[str, str], expected: str) -> None:
+    script = """
+import os, sys
+from weakseg.cli import main
+sys.argv = ["weakseg", "--version"]
+try:
+    main()
+except SystemExit:
+    print(os.environ.get("OMP_WAIT_POLICY", ""), "torch" in sys.modules)
+"""
+    inherited = {key: value for key, value in os.environ.items() if key not in WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**inherited, **chosen}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{expected} False"
 
 
 def test_help_loads_nothing_heavy() -> None:

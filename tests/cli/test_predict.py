@@ -149,6 +149,22 @@ def test_wrong_images(weakseg: Any, finished: Any, tmp_path: Path) -> None:
     assert "a.png would both be written as a.png. Rename one." in refused(tmp_path / "empty")
 
 
+def test_damaged_images_do_not_stop_the_others(weakseg: Any, finished: Any, photos: Path, tmp_path: Path) -> None:
+    flat, one = photos / "size flat" / "flat 🏔.jpg", photos / "size one" / "one 🏔.jpg"
+    flat.write_bytes(flat.read_bytes()[:-100])
+    one.write_text("dear reader")
+    answer = weakseg("predict", finished.run, photos, "--out", tmp_path / "out")
+    assert answer.status == 1
+    assert f"1 images: masks in {tmp_path / 'out' / 'masks'}" in answer.out
+    failed, first, second = answer.err.strip().splitlines()[-3:]
+    assert failed == "Error: 2 of 3 images failed:"
+    assert first.startswith(f"{flat} cannot be decoded")
+    assert second.startswith(f"{one} is not a readable JPEG")
+    assert files(tmp_path / "out") == {
+        "classes.json", "masks/size odd/odd 🏔.png", "overlays/size odd/odd 🏔.png",
+    }  # fmt: skip
+
+
 def test_wrong_places(weakseg: Any, finished: Any, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     answer = weakseg("predict", finished.run, photos, "--out", tmp_path / "file")

@@ -8,6 +8,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -203,6 +204,25 @@ def test_refuses_a_file_with_another_sha256(
     (tmp_path / "cache" / name).write_bytes(b"wrong")
     with pytest.raises(WeaksegError, match=rf"cache/{name} is damaged.*Delete it"):
         imagenet_weights("resnet18", base_url=url, folder=tmp_path / "cache")
+
+
+def test_of_many_that_need_a_file_one_downloads_it(
+    served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = served
+    name = publish(folder, b"weights" * 500_000, monkeypatch)
+    asked: list[str] = []
+    monkeypatch.setattr(_Handler, "log_message", lambda handler, *args: asked.append(handler.path))
+    together = threading.Barrier(4)
+
+    def fetch(_: int) -> Path:
+        together.wait()
+        return imagenet_weights("resnet18", base_url=url, folder=tmp_path / "cache")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(fetch, range(4))) == {tmp_path / "cache" / name}
+    assert asked == [f"/{name}"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]
 
 
 def test_says_what_to_do_without_the_file_on_the_server(served: tuple[Path, str], tmp_path: Path) -> None:

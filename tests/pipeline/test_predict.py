@@ -182,8 +182,8 @@ def test_what_the_model_was_evaluated_with_is_the_default(tmp_path: Path, image:
     Image.fromarray(image).save(tmp_path / "a.png")
     model = new_model("SEGMENTER")
     model = Model(**{**vars(model), "inference": {"scales": [0.5], "mirror": True, "crf": "deeplab"}})
-    sentence, count = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={}, device=CPU)
+    sentence, count, failures = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={}, device=CPU)
     expected = predict(model, image, Inference(scales=(0.5,), mirror=True, crf="deeplab"), CPU)
     np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "masks" / "a.png"), expected.labels)
-    assert count == 1
+    assert (count, failures) == (1, [])
     assert "refined by dense CRF (deeplab)" in sentence

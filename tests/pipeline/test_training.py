@@ -15,6 +15,9 @@ from torch.utils.data import Dataset
 
 from weakseg.data.loading import Batches, Draw, Order
 from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
+from weakseg.methods.deeplab import DeepLab
+from weakseg.models.registry import BackboneSettings
 from weakseg.settings import validate
 from weakseg.training import CHECKPOINT_NAME, LOG_NAME, RuntimeSettings, TrainSettings, start, train_network
 
@@ -104,6 +107,37 @@ def test_accumulation_changes_the_weights_by_rounding_only(tmp_path: Path) -> No
     torch.testing.assert_close(one.linear.weight, two.linear.weight, rtol=1e-5, atol=1e-6)
 
 
+class Labelled(Points):
+    """Noise with labels of which ever more are void, in the last image all."""
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(draw.image)
+        labels = torch.randint(0, 3, (32, 32), generator=generator).to(torch.uint8)
+        labels[torch.rand(labels.shape, generator=generator) < draw.image / 11] = VOID
+        return {"image": torch.randn(3, 32, 32, generator=generator), "labels": labels}
+
+
+@pytest.mark.parametrize("multi_scale", [False, True])
+def test_micro_batches_of_unequally_many_labels_teach_what_the_whole_batch_does(
+    tmp_path: Path, multi_scale: bool
+) -> None:
+    backbone = BackboneSettings(name="resnet18", output_stride=16, weights=None)
+
+    def weights(accumulate: int) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        network = DeepLab(DeepLab.Settings(backbone=backbone, multi_scale=multi_scale, rates=(1, 2)), 2)
+        settings = TrainSettings(steps=2, batch_size=4, lr=1e-4, accumulate=accumulate)
+        folder = tmp_path / str(accumulate)
+        train_network(start(RUNTIME), network, Labelled(), settings, RUNTIME, folder=folder, seed=5)
+        return network.state_dict()
+
+    whole, losses = weights(1), [line["loss"] for line in log_of(tmp_path / "1")]
+    for accumulate in (2, 4):
+        for name, value in weights(accumulate).items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert [line["loss"] for line in log_of(tmp_path / str(accumulate))] == pytest.approx(losses, rel=1e-5)
+
+
 def test_learning_rates_follow_the_poly_schedule(tmp_path: Path) -> None:
     trained(tmp_path)
     rates = [line["lr"] for line in log_of(tmp_path)]
@@ -118,20 +152,41 @@ def test_clipping_bounds_each_step(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(WeaksegError, match=r"the loss became \w+ at update \d+.*train\.lr"):
+    with pytest.raises(WeaksegError, match=r"update \d+: the \w+ became \w+\. .*train\.lr"):
         trained(tmp_path, TrainSettings(steps=200, batch_size=4, lr=1e8))
 
 
-def test_a_gradient_that_explodes_says_what_to_do_with_clipping_too(tmp_path: Path) -> None:
+class Steep(Line):
+    """Loss and gradient are finite; a large step along it is not."""
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"slope": 1e10 * self.linear.weight.sum()}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_gradient_that_explodes_changes_nothing_and_says_what_to_do(tmp_path: Path, clip_norm: float | None) -> None:
     class Cliff(Line):
         """The loss is finite, its gradient is not."""
 
         def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return {"root": (0 * self.linear.weight).sum().sqrt()}
 
-    settings = TrainSettings(steps=5, batch_size=4, lr=0.1, clip_norm=1.0)
-    with pytest.raises(WeaksegError, match=r"the loss became nan at update 2.*train\.lr"):
-        train_network(start(RUNTIME), Cliff(), Points(), settings, RUNTIME, folder=tmp_path, seed=5)
+    settings = TrainSettings(steps=5, batch_size=4, lr=0.1, clip_norm=clip_norm)
+    network = Cliff()
+    with pytest.raises(WeaksegError, match=r"training, update 1: the gradient became nan\. Lower .*train\.lr"):
+        train_network(start(RUNTIME), network, Points(), settings, RUNTIME, folder=tmp_path, seed=5)
+    assert torch.equal(network.linear.weight, Line().linear.weight)
+
+
+def test_a_step_into_the_infinite_is_not_kept(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=3, batch_size=4, lr=1e38, momentum=0.0)
+    runtime = RuntimeSettings(device="cpu", checkpoint_steps=1)
+    with pytest.raises(WeaksegError, match=r"training, update 1: linear\.\w+ is not finite any more.*train\.lr"):
+        train_network(start(runtime), Steep(), Points(), settings, runtime, folder=tmp_path / "a", seed=5)
+    assert not (tmp_path / "a" / CHECKPOINT_NAME).exists()
+    once = settings.model_copy(update={"steps": 1})
+    with pytest.raises(WeaksegError, match=r"training, the last update: linear\.\w+ is not finite any more"):
+        train_network(start(runtime), Steep(), Points(), once, runtime, folder=tmp_path / "b", seed=5)
 
 
 class Damaged(Points):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weakseg.errors import WeaksegError
-from weakseg.files import atomic_path
+from weakseg.files import atomic_path, locked_folder
 from weakseg.models.backbone import Backbone
 from weakseg.models.caffe import read_caffe
 from weakseg.models.mxnet import read_mxnet
@@ -165,10 +165,11 @@ def imagenet_weights(name: str, *, base_url: str = TORCHVISION_URL, folder: Path
         )
     file_name = IMAGENET_FILES[name]
     path = (folder or cache_folder()) / file_name
-    if path.is_file():
-        _check_sha256(path, file_name, f"{path} is damaged", "Delete it and run the same command again.")
-    else:
-        _download(f"{base_url}/{file_name}", path)
+    with locked_folder(path.parent):  # of several processes, one downloads; the others wait and find the file
+        if not path.is_file():
+            _download(f"{base_url}/{file_name}", path)
+            return path
+    _check_sha256(path, file_name, f"{path} is damaged", "Delete it and run the same command again.")
     return path
 
 

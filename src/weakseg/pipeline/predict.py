@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -78,6 +78,14 @@ def _images_below(folder: Path, out: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if wanted(file) and out not in file.resolve().parents)
 
 
+class Outcome(NamedTuple):
+    """How the classes were decided (a sentence), for how many images, and why there is nothing of the others."""
+
+    how: str
+    images: int
+    failures: list[str]
+
+
 def predict_files(
     model: Model,
     inputs: Sequence[Path],
@@ -87,11 +95,11 @@ def predict_files(
     device: torch.device,
     probabilities: bool = False,
     overlays: bool = True,
-) -> tuple[str, int]:
+) -> Outcome:
     """Write `masks/NAME.png` (palette), `overlays/NAME.png` and, with `probabilities`, `scores/NAME.npz` for every
     image, and `classes.json`. `changes` overrides the inference settings that the model was evaluated with.
 
-    Returns a sentence that says how the classes were decided, and the number of images.
+    An image that cannot be read does not keep the others from their results.
     """
     if NO_EFFECT[model.kind] in changes:
         raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind.lower()}; leave it out.")
@@ -99,9 +107,15 @@ def predict_files(
     files = image_files(inputs, out)
     model.network.to(device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
+    failures: list[str] = []
     with Progress("predicting", len(files)) as progress:
         for file, output in files:
-            image = read_image(file)
+            try:
+                image = read_image(file)
+            except WeaksegError as error:
+                failures.append(str(error))
+                progress.advance()
+                continue
             prediction = predict(model, image, inference, device)
             write_label_map(_output(out, "masks", output, ".png"), prediction.labels)
             if overlays:
@@ -110,7 +124,7 @@ def predict_files(
                 arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
                 write_npz(_output(out, "scores", output, ".npz"), arrays)
             progress.advance()
-    return _how(model, inference), len(files)
+    return Outcome(_how(model, inference), len(files) - len(failures), failures)
 
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:
