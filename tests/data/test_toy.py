@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from weakseg.data.dataset import Dataset, Sample
@@ -189,6 +190,14 @@ def test_the_size_changes_the_resolution_and_not_the_scene() -> None:
     coarse = large.labels[::2, ::2]
     judged = (coarse != VOID) & (small.labels != VOID)
     assert (coarse == small.labels)[judged].mean() > 0.98
+
+
+def test_void_lines_are_thin() -> None:
+    """Void are just the pixels that more than one thing shares. Where thin things cross, lines may run together."""
+    void = [draw_scene(96, np.random.default_rng([8, index])).labels == VOID for index in range(40)]
+    thick = [sliding_window_view(np.pad(mask, 3), (4, 4)).all((2, 3)) for mask in void]
+    in_blocks = [sliding_window_view(blocks, (4, 4)).any((2, 3)).sum() for blocks in thick]
+    assert sum(in_blocks) < 0.01 * sum(mask.sum() for mask in void)
 
 
 # How things are drawn.

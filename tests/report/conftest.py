@@ -20,7 +20,7 @@ from weakseg.pipeline.measures import measure_curve, measure_masks
 from weakseg.pipeline.recipe import Recipe, load_recipe
 from weakseg.pipeline.run import DATA_NAME, MANIFEST_NAME, RECIPE_NAME, versions
 from weakseg.pipeline.stage import write_log
-from weakseg.pipeline.stages.evaluate import prediction_path
+from weakseg.pipeline.stages.evaluate import Evaluate, prediction_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
 
@@ -124,16 +124,17 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
 
 def _write_stage(name: str, root: Path, recipe: Recipe, dataset: Dataset, parts: dict[str, Sequence[Sample]]) -> None:
     folder = root / name
-    if name in ("cam", "segment"):
+    kind = recipe.stages[name].kind
+    if kind in ("localise", "segment"):
         lines = [
             {"step": step, "epoch": step / 10, "loss": 2 / step, "lr": 0.1, "images_per_s": 50.0}
             for step in range(1, 161)
         ]
         write_text(folder / "train.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    elif name == "maps":
+    elif kind == "maps":
         for number, sample in enumerate(parts["train"]):
             activation_maps(sample, number).save(map_path(folder, sample))
-    elif name == "masks":
+    elif kind == "masks":
         for number, sample in enumerate(parts["train"]):
             write_label_map(mask_path(folder, sample), label_map(sample, number))
         if parts["score"]:
@@ -144,11 +145,15 @@ def _write_stage(name: str, root: Path, recipe: Recipe, dataset: Dataset, parts:
         else:
             write_json(folder / "threshold.json", {"threshold": 0.3, "origin": "default"})
     else:
-        rows = _rows(root, folder, dataset, parts)
+        stage = recipe.stages[name]
+        assert isinstance(stage, Evaluate)
+        rows = _rows(root, folder, stage, dataset, parts)
         write_json(folder / "scores.json", {"classes": ["background", *dataset.classes.names], "rows": rows})
 
 
-def _rows(root: Path, folder: Path, dataset: Dataset, parts: dict[str, Sequence[Sample]]) -> list[dict[str, Any]]:
+def _rows(
+    root: Path, folder: Path, stage: Evaluate, dataset: Dataset, parts: dict[str, Sequence[Sample]]
+) -> list[dict[str, Any]]:
     def measured(title: str, split: str, shift: int) -> dict[str, Any]:
         samples = parts[split]
         maps = {sample.name: label_map(sample, number + shift) for number, sample in enumerate(samples)}
@@ -160,10 +165,10 @@ def _rows(root: Path, folder: Path, dataset: Dataset, parts: dict[str, Sequence[
 
     if not parts["score"]:
         return []
-    curve = json.loads((root / "masks" / "curve.json").read_text())
+    curves = {title: json.loads((root / masks / "curve.json").read_text()) for title, masks in stage.curves.items()}
     return [
-        {"title": "CAM", "split": "score", "threshold": curve["best_threshold"], **curve["best"]},
-        measured("CAM + CRF", "score", 0),
+        *({"title": t, "split": "score", "threshold": c["best_threshold"], **c["best"]} for t, c in curves.items()),
+        *(measured(title, "score", 0) for title in stage.masks),
         measured("DeepLab", "score", 2),
         measured("DeepLab", "val", 2),
     ]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import VOID, Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.stage import write_log
 from weakseg.report import pictures
 from weakseg.report.html import VOID_ELEMENTS, element, plot, write_report
@@ -260,6 +262,30 @@ def test_stages_that_the_run_wants_otherwise_are_not_shown_as_results(make_run: 
     assert f"missing: {again} ({again}: made with earlier settings)." in page.notes()
     assert page.texts["td"].count("to be done again") == 3
     assert "There are no scores" in page.notes()
+
+
+def test_several_localisers_are_told_apart(make_run: RunMaker) -> None:
+    recipe = load_recipe("toy")
+    maps, masks, segment, scores = (recipe.stages[name] for name in ("maps", "masks", "segment", "scores"))
+    measured = {
+        "curves": {"CAM": "masks", "SEAM": "seam_masks"},
+        "masks": {"CAM + CRF": "masks", "SEAM + CRF": "seam_masks"},
+    }
+    stages = {
+        "cam": recipe.stages["cam"], "maps": maps, "seam_maps": maps, "masks": masks,
+        "seam_masks": masks.reading({"maps": "seam_maps"}), "segment": segment,
+        "scores": scores.model_copy(update=measured),
+    }  # fmt: skip
+    page = page_of(make_run(stages=tuple(stages), recipe=replace(recipe, stages=stages)))
+    titles = ["CAM", "SEAM", "CAM + CRF", "SEAM + CRF", "DeepLab", "DeepLab"]
+    assert [text for text in page.texts["th"] if text in titles] == titles
+    (curves,) = (str(image["alt"]) for image in page.attributes["img"] if "Mean IoU over the" in str(image["alt"]))
+    assert "CAM: best" in curves
+    assert "SEAM: best" in curves
+    for caption in ("activation map (maps): ", "activation map (seam_maps): ", "CAM + CRF: IoU", "SEAM + CRF: IoU"):
+        assert caption in page.captions()
+    assert "masks used the background score 0.27" in page.captions()
+    assert "seam_masks used the background score 0.27" in page.captions()
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

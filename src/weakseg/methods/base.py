@@ -75,7 +75,12 @@ class Trainable(Protocol):
     """What the training loop knows of a network. Implementations are `nn.Module`s."""
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars; their sum is minimised."""
+        """Named scalars; their sum is minimised.
+
+        Each is a mean over the batch. Processes and micro-batches are averaged, so a mean over things of which batches
+        hold different numbers (pixels with a label, say) goes through `parallel.mean_over_ranks`, which makes it the
+        mean over the whole update. Their number may depend on the batch, not on the weights.
+        """
         ...
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -42,8 +42,10 @@ class ASPP(nn.Module):
                 if abs(dy) < features.shape[2] and abs(dx) < features.shape[3]:
                     taps[dy, dx] = taps[dy, dx] + weight if (dy, dx) in taps else weight
         responses = F.conv2d(features, torch.cat(list(taps.values()))[..., None, None])
-        bias = torch.stack([classifier.bias for classifier in self.classifiers() if classifier.bias is not None])
-        scores = bias.sum(0)[:, None, None]
+        # Not the sum of a stack: it would give all biases one gradient in one memory, which is then added to and
+        # clipped once for each of them.
+        biases = [classifier.bias for classifier in self.classifiers() if classifier.bias is not None]
+        scores = sum(biases[1:], biases[0])[:, None, None]
         for (dy, dx), response in zip(taps, responses.chunk(len(taps), dim=1), strict=True):
             scores = scores + F.pad(response, (-dx, dx, -dy, dy))
         return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -475,9 +476,8 @@ def _figures(
     image = read_image(sample.image)
     tags = ", ".join(classes.name(label) for label in sorted(sample.labels.present()))
     yield _figure(pictures.photo(image), f"image{', tagged ' if tags else ''}{tags}", f"Image {sample.name}")
-    for stage in maps:
+    for stage, what in _map_titles(run, maps).items():
         maps_of_image = ActivationMaps.load(map_path(run.root / stage, sample))
-        what = "walked map" if stage in run.of_kind("walk") else "activation map"
         yield from _heat_maps(image, maps_of_image, classes, sample.name, what)
     for column in columns:
         labels = read_label_map(column.path(sample))
@@ -486,6 +486,13 @@ def _figures(
         yield _label_figure(image, labels, classes, caption, f"{column.title} of {sample.name}")
     if sample.mask is not None:
         yield _label_figure(image, sample.mask.read(), classes, "ground truth", f"Ground truth of {sample.name}")
+
+
+def _map_titles(run: RunFolder, stages: Sequence[str]) -> dict[str, str]:
+    """What the maps of each stage are called; several of a kind are told apart by the names of their stages."""
+    kinds = {name: "walked map" if run.stages[name]["kind"] == "walk" else "activation map" for name in stages}
+    alike = Counter(kinds.values())
+    return {name: kind if alike[kind] == 1 else f"{kind} ({name})" for name, kind in kinds.items()}
 
 
 def _heat_maps(
