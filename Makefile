@@ -26,6 +26,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/densecrf.py
 	$(BIN)/python benchmarks/threshold_curve.py
 	$(BIN)/python benchmarks/random_walk_affinitynet.py
+	$(BIN)/python benchmarks/affinity_loss.py
 	$(BIN)/python benchmarks/random_walk_irnet.py
 	$(BIN)/python benchmarks/pixel_correlation.py
 

@@ -1,4 +1,4 @@
-"""A tiny data set and the settings that make a whole recipe run on it in seconds."""
+"""A tiny data set, the settings that make a whole recipe run on it in seconds, and what such runs made."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ def write_tiny_voc(root: Path, train: int = 8, val: int = 4, masks: bool = True)
     write_json(root / "classes.json", {"background": 0, **{name: i for i, name in enumerate(CLASSES, 1)}, "void": 255})
     write_json(root / "tags.json", tags)
     return root
+
+
+# What differs between any two runs: times, and the paths and processes in logs.
+PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "report.html"}
+
+
+def artifacts(root: Path) -> dict[str, bytes]:
+    """All files of a run that should not differ from those of another."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name not in PASSING)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def set_options(*overrides: str) -> list[str]:

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tiny import TINY, set_options, write_tiny_voc
+from tiny import TINY, artifacts, set_options, write_tiny_voc
 
 KILLED = Path(__file__).with_name("killed.py")
-# What differs between any two runs: times, and the paths and processes in logs.
-PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "report.html"}
 
 
 def run_weakseg(data: Path, out: Path, *killed_at: str) -> int:
@@ -25,11 +23,6 @@ def run_weakseg(data: Path, out: Path, *killed_at: str) -> int:
     done = subprocess.run([sys.executable, *script, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
-
-
-def artifacts(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file() and path.name not in PASSING)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
