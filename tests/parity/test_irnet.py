@@ -18,9 +18,12 @@ from weakseg.methods.irnet import (
     over_threshold,
     pair_losses,
     read_irnet,
+    walk,
 )
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.average_precision import AveragePrecision
+from weakseg.ops.instances import Instances, centroids, clusters, compressed, connected_instances
 from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
 from weakseg.ops.randomwalk import pair_offsets
 from weakseg.ops.resize import resize_labels
@@ -337,3 +340,68 @@ def test_semantic_labels_of_the_whole_chain(parity: Any, case: int) -> None:
     image = vectors[f"image_{case}"]
     agrees(network.relations(image, CPU)[0][None], vectors[f"net_edge_{case}"], 5e-5)
     assert (semantic_labels(network, vectors, case, image) == vectors[f"net_label_{case}"]).mean() >= 0.999
+
+
+# Instances ------------------------------------------------------------------------------------------------------------
+
+
+def test_centroids_and_clusters(parity: Any) -> None:
+    vectors = parity("irnet/ins_seg")
+    for steps in (1, 300):
+        ends = centroids(vectors["field"], steps)
+        expected = vectors[f"centroids_{steps}"]
+        assert (ends == expected).all(0).mean() >= 0.99
+        assert (ends == expected).mean() >= 0.99
+    np.testing.assert_array_equal(compressed(vectors["compress_in"]), vectors["compress_out"])
+    masks = clusters(vectors["field"], vectors["centroids_300"])
+    np.testing.assert_array_equal(masks, vectors["cluster_masks"])
+
+
+def equal_instances(ours: Instances, labels: np.ndarray, scores: np.ndarray, masks: np.ndarray) -> None:
+    np.testing.assert_array_equal(ours.labels, labels)
+    agrees(ours.scores, scores, 1e-3)
+    assert ours.masks.shape == masks.shape
+    for mine, theirs in zip(ours.masks, masks, strict=True):
+        assert (mine & theirs).sum() >= 0.99 * (mine | theirs).sum()
+
+
+def test_connected_instances(parity: Any) -> None:
+    vectors = parity("irnet/ins_seg")
+    scores, masks, classes = (vectors[f"detect_{name}_in"] for name in ("scores", "masks", "classes"))
+    found = connected_instances(scores, masks, classes.tolist(), masks.shape[1:], float(vectors["detect_min_area"]))
+    equal_instances(found, vectors["detect_class"], vectors["detect_score"], vectors["detect_mask"])
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_instances_of_given_fields(parity: Any, case: int) -> None:
+    vectors = parity("irnet/ins_seg")
+    size, keys, cam, edge, field = (vectors[f"{name}_{case}"] for name in ("size", "keys", "cam", "edge", "dp"))
+    masks = clusters(field, centroids(field))
+    apart = ActivationMaps(
+        np.repeat(keys + 1, len(masks)), (cam[:, None] * masks).reshape(-1, *cam.shape[1:]), tuple(size)
+    )
+    walked = walk(apart, torch.from_numpy(edge[0]), IRNet.Options())
+    agrees(walked.maps, vectors[f"walk_{case}"], 1e-4)
+    image = np.zeros((*size.tolist(), 3), np.uint8)
+    maps = ActivationMaps((keys + 1).astype(np.int16), cam, image.shape[:2])
+    options = IRNet.InstanceOptions(background=float(vectors["bg_thres"]))
+    found = Given(edge[0], field).instances(image, maps, options, CPU)
+    equal_instances(found, vectors[f"class_{case}"] + 1, vectors[f"score_{case}"], vectors[f"mask_{case}"])
+
+
+def test_average_precision(parity: Any) -> None:
+    vectors = parity("irnet/eval")
+    expected = vectors["ins_ap"]  # a place for each class, without the background
+
+    def measured(images: Any) -> AveragePrecision:
+        counted = AveragePrecision(len(expected) + 1)
+        for k in images:
+            true_labels, masks = vectors[f"ins_gt_class_{k}"] + 1, vectors[f"ins_gt_mask_{k}"]
+            truth = Instances(true_labels.astype(np.int16), np.ones(len(masks), np.float32), masks)
+            labels, scores = (vectors[f"ins_class_{k}"] + 1).astype(np.int16), vectors[f"ins_score_{k}"]
+            counted.update(truth, Instances(labels, scores, vectors[f"ins_mask_{k}"]), str(k))
+        return counted
+
+    for counted in (measured(range(3)), measured([2]) + measured([0, 1])):
+        np.testing.assert_allclose(counted.average_precision()[1:], expected, rtol=0, atol=1e-9)
+        assert abs(counted.mean - vectors["ins_map"]) <= 1e-9

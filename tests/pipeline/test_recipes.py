@@ -65,7 +65,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, localise, maps, masks, refine, segment, walk.',
+            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, refine, segment, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),

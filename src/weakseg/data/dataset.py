@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes, WeakLabels
+
+if TYPE_CHECKING:
+    from weakseg.ops.instances import Instances
 
 
 class MaskSource(Protocol):
@@ -31,13 +35,29 @@ class Sample:
     """One image and what is known of it.
 
     `name` is unique in the data set and is used as the file name of everything a run writes for this image
-    (it may contain spaces, any script, and `/` for sub-folders, but never leaves the folder).
+    (it may contain spaces, any script, and `/` for sub-folders, but never leaves the folder). `objects` is a PNG whose
+    values number the objects, 0 none and 255 void.
     """
 
     name: str
     image: Path
     labels: WeakLabels = field(default_factory=WeakLabels)
     mask: MaskSource | None = None
+    objects: Path | None = None
+
+    def instances(self) -> Instances | None:
+        """The true instances, None where nobody has drawn them. Raises `WeaksegError` for files that do not fit."""
+        if self.objects is None or self.mask is None:
+            return None
+        from weakseg.ops.instances import drawn_instances
+
+        objects, labels = read_label_map(self.objects), self.mask.read()
+        if objects.shape != labels.shape:
+            raise WeaksegError(
+                f"{self.objects} has {objects.shape[1]}×{objects.shape[0]} pixels, the mask of {self.name} has "
+                f"{labels.shape[1]}×{labels.shape[0]}. Both must be of the same image."
+            )
+        return drawn_instances(objects, labels)
 
 
 @dataclass(frozen=True)

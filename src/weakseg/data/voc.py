@@ -27,6 +27,7 @@ VOC_CLASSES = (
 )
 # fmt: on
 LISTS = Path("ImageSets", "Segmentation")
+OBJECTS = "SegmentationObject"
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 MAX_ANNOTATION_BYTES = 16 * 1024**2
 
@@ -37,6 +38,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
     - A list is a split. Its lines are names, or pairs `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
     - Masks: a pair names its own; else a list with "aug" in its name prefers `SegmentationClassAug`, the others
       `SegmentationClass`; where the preferred folder has none the other's is taken. Without either: no mask.
+    - Objects: `SegmentationObject`, where instances are drawn.
     - Classes: `classes.json` (name → value in the masks, "background" and "void" allowed), else VOC's 20.
     - Tags: the first of `tags.json` (image → names), `cls_labels.npy` (image → 0/1 per class, as published with
       AffinityNet and IRNet) and `Annotations/*.xml` that knows the image. They are never taken from masks:
@@ -51,6 +53,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
         classes, values = _classes(root)
         images = find_files(root / "JPEGImages", IMAGE_SUFFIXES, report)
         masks = {folder: find_files(root / folder, (".png",), report) for folder in MASK_FOLDERS}
+        objects = find_files(root / OBJECTS, (".png",), report)
         weak_labels = _weak_labels(root, images, classes, values, report)
         lists = sorted((root / LISTS).glob("*.txt"))
         if not images or not lists:
@@ -72,7 +75,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
                     continue
                 mask = _find_mask(line, name, masks, folders, report)
                 truth = IndexMask(mask, values) if mask else None
-                samples[name] = Sample(name, images[name], weak_labels(name), truth)
+                samples[name] = Sample(name, images[name], weak_labels(name), truth, objects.get(name))
             splits[path.stem] = list(samples.values())
         return Dataset(root, "voc", classes, splits)
 

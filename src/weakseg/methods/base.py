@@ -24,6 +24,7 @@ from torch import Tensor
 
 from weakseg.errors import WeaksegError
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Kind", "Localiser", "Reading", "Refiner", "Segmenter",
-    "Settings", "Trainable", "checkpoints", "find_method", "methods",
+    "Separating", "Settings", "Trainable", "checkpoints", "find_method", "methods",
 ]  # fmt: skip
 
 Kind = Literal["LOCALISER", "REFINER", "SEGMENTER"]
@@ -132,6 +133,17 @@ class Refiner(Trainable, Protocol):
     def refine(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> ActivationMaps:
         """The maps of one image, spread. The network is on `device`, in evaluation mode. Maps that get a background
         score of their own begin with label 0; all maps that a refiner returns do, or none."""
+        ...
+
+
+@runtime_checkable
+class Separating(Protocol):
+    """A refiner that tells the instances of a class apart."""
+
+    InstanceOptions: ClassVar[type[Settings]]
+
+    def instances(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> Instances:
+        """The instances of the classes in `maps`. The network is on `device`, in evaluation mode."""
         ...
 
 

@@ -48,6 +48,7 @@ from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
+from weakseg.ops.instances import Instances, centroids, clusters, connected_instances
 from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
 from weakseg.ops.randomwalk import boundary_walk, pair_offsets
 from weakseg.ops.resize import resize_labels
@@ -93,6 +94,14 @@ class IRNet(nn.Module):
         radius: int = Field(default=5, ge=2)
         beta: float = Field(default=10.0, gt=0, description="power of the affinities: large keeps to the surest paths")
         log2_steps: int = Field(default=8, ge=0, le=16)
+
+    class InstanceOptions(Options):
+        """How instances are told apart. Defaults are those of the paper's program."""
+
+        background: float = Field(default=0.25, gt=0, le=1, description="the background's score after the walk")
+        centroid_steps: int = Field(default=300, ge=0, description="how often the displacements are followed")
+        still: float = Field(default=2.5, gt=0, description="shorter displacements are a centroid's; in cells")
+        min_share: float = Field(default=0.01, ge=0, le=1, description="of the image; smaller instances score 0")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__()
@@ -160,14 +169,21 @@ class IRNet(nn.Module):
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
-        if maps.stride != STRIDE:
-            raise WeaksegError(
-                f"IRNet walks on maps of stride {STRIDE}, these have stride {maps.stride}. Set the stride of the stage "
-                f"that makes them to {STRIDE}."
-            )
         boundary, _ = self.relations(image, device)
-        walked = walk(torch.as_tensor(maps.maps, dtype=torch.float32).to(device), boundary, options)
-        return relative_to_largest(ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, STRIDE))
+        return relative_to_largest(walk(maps, boundary, options))
+
+    @torch.no_grad()
+    def instances(
+        self, image: base.Image, maps: ActivationMaps, options: InstanceOptions, device: torch.device
+    ) -> Instances:
+        """The instances of the classes in the maps: those pixels walk whose displacements lead to one centroid."""
+        boundary, displacements = self.relations(image, device)
+        field = displacements.cpu().numpy()
+        masks = clusters(field, centroids(field, options.centroid_steps), options.still)
+        apart = (maps.maps[:, None] * masks).reshape(-1, *masks.shape[1:])
+        labels = np.repeat(maps.labels, len(masks))
+        walked = relative_to_largest(walk(ActivationMaps(labels, apart, maps.size, maps.stride), boundary, options))
+        return separated(walked, options.background, options.min_share)
 
     @torch.no_grad()
     def relations(self, image: base.Image, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -386,9 +402,17 @@ def _add_displacements(
 # The walk -------------------------------------------------------------------------------------------------------------
 
 
-def walk(maps: Tensor, boundary: Tensor, options: IRNet.Options) -> Tensor:
-    """Maps (C, h, w) after 2^t steps of the walk that a boundary map (h, w) blocks."""
-    return boundary_walk(maps, boundary, radius=options.radius, beta=options.beta, steps=2**options.log2_steps)
+def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> ActivationMaps:
+    """Maps after 2^t steps of the walk that a boundary map (h, w) blocks. Raises `WeaksegError` for another stride."""
+    if maps.stride != STRIDE:
+        raise WeaksegError(
+            f"IRNet walks on maps of stride {STRIDE}, these have stride {maps.stride}. Set the stride of the stage "
+            f"that makes them to {STRIDE}."
+        )
+    start = torch.as_tensor(maps.maps, dtype=torch.float32).to(boundary.device)
+    steps = 2**options.log2_steps
+    walked = boundary_walk(start, boundary, radius=options.radius, beta=options.beta, steps=steps)
+    return ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, maps.stride)
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
@@ -396,6 +420,21 @@ def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
     largest = maps.upsampled().max(initial=0)
     relative = np.minimum(maps.maps / (largest or 1), 1)
     return ActivationMaps(maps.labels, relative, maps.size, maps.stride)
+
+
+def separated(maps: ActivationMaps, background: float, min_share: float) -> Instances:
+    """The connected pixels that each of the maps (one for each class and cluster) wins against all others and the
+    background."""
+    scores = maps.upsampled()
+    winners = over_threshold(scores, background) if len(scores) else np.zeros(maps.size, np.intp)
+    winning = [int(place) - 1 for place in np.unique(winners[winners > 0])]
+    return connected_instances(
+        (scores[place] for place in winning),
+        (winners == place + 1 for place in winning),
+        (int(maps.labels[place]) for place in winning),
+        maps.size,
+        min_share * scores[0].size if winning else 0,
+    )
 
 
 # The authors' file ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Recipes with their refinement taken away or exchanged, so that any localiser can be tried with any refiner.
 
 In both, the stages between maps and pseudo-masks are of the kinds `refine` (learned from the maps) and `walk` (the
-refined maps); everything else stays what it was.
+refined maps); `instances` that a refinement finds belong to it. Everything else stays what it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weakseg.pipeline.stages.masks import Masks
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.pipeline.stages.walk import Walk
 
-REFINING = ("refine", "walk")
+REFINING = ("refine", "walk", "instances")
 UNREFINED, WALKED = "unrefined_masks", "walked"
 """The stages of masks that are made beside the final ones where a refinement is put into a recipe."""
 WALK, WALK_AND_CRF = "Walk", "Walk + CRF"

@@ -26,6 +26,12 @@ def ground_truth(samples: Sequence[Sample]) -> str:
     return _digest((sample.name, sample.mask.fingerprint() if sample.mask else None) for sample in samples)
 
 
+def instances(samples: Sequence[Sample]) -> str:
+    """Changes with the objects that are drawn in images, and with their masks."""
+    drawn = [sample for sample in samples if sample.objects is not None]
+    return _digest([ground_truth(drawn), *(file_stamp(sample.objects) for sample in drawn if sample.objects)])
+
+
 def _image_stamp(sample: Sample) -> str:
     try:
         return file_stamp(sample.image)

@@ -21,8 +21,11 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_text
 from weakseg.labels import VOID, Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.instances import Instances
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stages.evaluate import prediction_path
+from weakseg.pipeline.stages.instances import SCORES_NAME as AP_NAME
+from weakseg.pipeline.stages.instances import instances_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.report import pictures
@@ -210,11 +213,25 @@ def fact(name: str, value: str) -> Markup:
 
 def _scores(run: RunFolder) -> Iterator[Markup]:
     rows = run.scores()
-    if not rows:
+    if rows:
+        yield table(*score_cells(rows), "Mean IoU and boundary F-score in percent", texts=2)
+        yield element("p", _explanation(run), class_="explanation")
+    else:
         yield note("There are no scores: " + (run.status() or "the data have no ground truth to measure against."))
-        return
-    yield table(*score_cells(rows), "Mean IoU and boundary F-score in percent", texts=2)
-    yield element("p", _explanation(run), class_="explanation")
+    yield from _instance_scores(run)
+
+
+def _instance_scores(run: RunFolder) -> Iterator[Markup]:
+    """The average precision of every class, for each stage whose instances could be measured."""
+    paths = {name: run.root / name / AP_NAME for name in run.of_kind("instances")}
+    measured = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    for name, scores in measured.items():
+        values = zip(scores["classes"], scores["instances"], scores["average_precision"], strict=True)
+        rows = [[label, str(count), percent(value)] for label, count, value in values if count]
+        rows.append(["mean", str(sum(scores["instances"])), percent(scores["mean_average_precision"])])
+        caption = f"{name}: average precision of instances in percent, on {scores['images']} images"
+        header = ["class", "true instances", f"AP at IoU {scores['min_iou']:g}"]
+        yield table(header, rows, caption)
 
 
 def _explanation(run: RunFolder) -> str:
@@ -484,6 +501,10 @@ def _figures(
         iou = column.iou.get(sample.name)
         caption = column.title if iou is None else f"{column.title}: IoU {percent(iou)} %"
         yield _label_figure(image, labels, classes, caption, f"{column.title} of {sample.name}")
+    for stage in run.of_kind("instances"):
+        path = instances_path(run.root / stage, sample)
+        if path.is_file():  # not for validation images
+            yield _instances_figure(image, Instances.load(path).numbered(), stage, sample)
     if sample.mask is not None:
         yield _label_figure(image, sample.mask.read(), classes, "ground truth", f"Ground truth of {sample.name}")
 
@@ -515,6 +536,12 @@ def _label_figure(
     image: npt.NDArray[Any], labels: npt.NDArray[Any], classes: Classes, caption: str, what: str
 ) -> Markup:
     return _figure(pictures.painted(image, labels), caption, f"{what}: {pictures.shares(labels, classes)}")
+
+
+def _instances_figure(image: npt.NDArray[Any], numbers: npt.NDArray[Any], stage: str, sample: Sample) -> Markup:
+    """Instances, each in a colour of its own, which says nothing about its class."""
+    count = f"{numbers.max()} instance{'' if numbers.max() == 1 else 's'}"
+    return _figure(pictures.painted(image, numbers), f"{stage}: {count}", f"{stage} of {sample.name}: {count}")
 
 
 def _figure(pixels: npt.NDArray[Any], caption: str, description: str) -> Markup:

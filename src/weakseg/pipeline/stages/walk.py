@@ -38,13 +38,7 @@ class Walk(Stage):
         return [stamps.images(context.weakly_labelled())]
 
     def prepare(self, context: Context) -> None:
-        refiner = context.stages[self.refiner]
-        assert isinstance(refiner, Learning)
-        if refiner.method != self.method:
-            raise WeaksegError(
-                f'The walk is one of {self.method}, but the stage "{self.refiner}" trains {refiner.method}. '
-                "Give both the same method."
-            )
+        require_method(context, self.refiner, self.method, "walk")
 
     def run(self, context: Context, folder: Path) -> None:
         network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(context.fabric.device)
@@ -58,6 +52,17 @@ class Walk(Stage):
                 refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
                 refined.save(map_path(folder, sample))
                 progress.advance()
+
+
+def require_method(context: Context, refiner: str, method: str, what: str) -> None:
+    """Raise `WeaksegError` unless the stage `refiner` trains a network of this method."""
+    stage = context.stages[refiner]
+    assert isinstance(stage, Learning)
+    if stage.method != method:
+        raise WeaksegError(
+            f'The {what} is one of {method}, but the stage "{refiner}" trains {stage.method}. '
+            "Give both the same method."
+        )
 
 
 STAGE = Walk
