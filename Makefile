@@ -28,6 +28,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/random_walk_affinitynet.py
 	$(BIN)/python benchmarks/affinity_loss.py
 	$(BIN)/python benchmarks/random_walk_irnet.py
+	$(BIN)/python benchmarks/irnet_pair_losses.py --size 512 512
 	$(BIN)/python benchmarks/pixel_correlation.py
 
 .venv/pyvenv.cfg:
