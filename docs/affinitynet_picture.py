@@ -26,7 +26,9 @@ ROWS, ENLARGED, GAP = 4, 2, 8
 
 
 def main(run: Path) -> None:
-    samples = open_dataset(Path(read_json(run / "data.json")["root"])).split("train")
+    data = read_json(run / "data.json")
+    used = set(data["names"]["train"])
+    samples = [sample for sample in open_dataset(Path(data["root"])).split("train") if sample.name in used]
     network = load_model(run / "affinity" / "model").network
     several = [sample for sample in samples if len(sample.labels.present()) > 1][:ROWS]
     rows = []
@@ -63,7 +65,7 @@ def main(run: Path) -> None:
 @torch.no_grad()
 def mean_affinity(network: torch.nn.Module, image: np.ndarray) -> np.ndarray:
     """The mean affinity of each first pixel to its partners, at the size of the image: low at borders."""
-    affinities, _ = network.affinities(torch.from_numpy(normalise_image(image)))  # type: ignore[operator]
+    affinities, _ = network.affinities(torch.from_numpy(normalise_image(image)), all_pairs=True)  # type: ignore[operator]
     mean = affinities.mean(0)[None, None]
     return torch.nn.functional.interpolate(mean, image.shape[:2], mode="bilinear")[0, 0].numpy()
 

@@ -214,3 +214,19 @@ def test_it_learns_colours() -> None:
         optimiser.step()
         first = first or loss.item()
     assert loss.item() < 0.6 * first
+
+
+@torch.no_grad()
+def test_all_pairs_are_the_lopsided_ones_and_those_near_the_borders() -> None:
+    net = network().eval()
+    image = torch.randn(3, 96, 104)
+    usual, radius = net.affinities(image)
+    all_pairs, _ = net.affinities(image, all_pairs=True)
+    features = net.features(image[None])[0]
+    assert usual.shape == all_pairs.shape == (34, 12, 13)
+    assert torch.allclose(all_pairs[:, :-4, 4:-4], usual[:, :-4, 4:-4])
+    for row, (dy, dx) in zip(all_pairs, pair_offsets(radius), strict=True):
+        for y, x in ((0, 0), (11, 12), (5, 1), (9, 6)):
+            if y + dy < 12 and 0 <= x + dx < 13:
+                difference = (features[:, y, x] - features[:, y + dy, x + dx]).abs().mean()
+                assert torch.allclose(row[y, x], torch.exp(-difference), atol=1e-6)

@@ -90,6 +90,7 @@ class AffinityNet(nn.Module):
         alpha: float = Field(default=16.0, gt=0, description="of the background's score")
         beta: float = Field(default=8.0, gt=0, description="power of the affinities: large keeps to the surest paths")
         log2_steps: int = Field(default=8, ge=0, le=16)
+        all_pairs: bool = Field(default=False, description="also those near the borders that the program leaves out")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__()
@@ -167,17 +168,21 @@ class AffinityNet(nn.Module):
         scores = torch.from_numpy(with_background(maps.upsampled(), options.alpha)).to(device)
         start = F.avg_pool2d(_padded(scores, stride), stride)
         padded_image = _padded(torch.from_numpy(normalise_image(image)).to(device), stride)
-        affinities, radius = self.affinities(padded_image)
+        affinities, radius = self.affinities(padded_image, options.all_pairs)
         walked = random_walk(start, affinities, radius=radius, beta=options.beta, steps=2**options.log2_steps)
         labels = np.array([BACKGROUND, *maps.labels], np.int16)
         return ActivationMaps(labels, walked.clamp(0, 1).cpu().numpy(), maps.size, stride)
 
-    def affinities(self, image: Tensor) -> tuple[Tensor, int]:
+    def affinities(self, image: Tensor, all_pairs: bool = False) -> tuple[Tensor, int]:
         """One normalised image (3, H, W) to the affinities of its pairs (P, h, w), as `random_walk` takes them, and
         the pairs' radius."""
         features = self.features(image[None])
         size = (features.shape[-2], features.shape[-1])
         radius = reduced_radius(size)
+        if all_pairs:
+            # With a margin, first pixels lie anywhere in the map; the walk ignores pairs that leave it.
+            margin = max(radius - 1, 0)
+            return pair_affinities(F.pad(features, (margin, margin, 0, margin)), radius)[0].unflatten(-1, size), radius
         return lopsided_affinities(pair_affinities(features, radius)[0], size, radius), radius
 
 
