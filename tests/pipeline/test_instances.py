@@ -15,6 +15,7 @@ from weakseg.errors import WeaksegError
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.refining import with_refinement, without_refinement
 from weakseg.pipeline.run import run
 from weakseg.report.html import write_report
 
@@ -123,3 +124,11 @@ def test_wrong_settings_are_explained(change: str, message: str) -> None:
     with pytest.raises(WeaksegError) as caught:
         load_recipe("irnet-instances", [change])
     assert message in str(caught.value)
+
+
+def test_a_refinement_takes_its_instances_along() -> None:
+    cam, refining = load_recipe("cam"), load_recipe("irnet-instances")
+    both = with_refinement(cam, refining)
+    assert both.stages["instances"].inputs() == ["boundaries", "maps"]
+    assert "instances" not in without_refinement(both).stages
+    assert "instances" not in without_refinement(refining).stages
