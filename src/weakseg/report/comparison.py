@@ -186,11 +186,10 @@ def _work(run: str, folders: Mapping[int, RunFolder]) -> Iterator[Work]:
         seconds = {seed: manifest["seconds"] for seed, manifest in manifests.items()}
         passes = epochs = None
         if "train" in stage:
-            passes = {
-                seed: read_lines(folder.root / name / LOG_NAME)[-1]["step"] * stage["train"]["batch_size"]
-                for seed, folder in folders.items()
-            }
-            epochs = {seed: count / folders[seed].data["images"]["train"] for seed, count in passes.items()}
+            last = {seed: read_lines(folder.root / name / LOG_NAME)[-1] for seed, folder in folders.items()}
+            passes = {seed: line["step"] * stage["train"]["batch_size"] for seed, line in last.items()}
+            # Of the images that the stage learns from, which may be fewer than the training split has.
+            epochs = {seed: stage["train"]["epochs"] or line["epoch"] for seed, line in last.items()}
         yield Work(run, name, stage["kind"], seconds, passes, epochs, reused)
 
 
