@@ -118,18 +118,24 @@ def train_network(
     folder: Path,
     seed: int,
     title: str = "training",
+    decay: float = 1.0,
 ) -> None:
     """Train `network` (see `methods.base.Trainable`) in place.
 
     `folder` receives the log `train.jsonl` (one line per update: step, epoch, loss and its terms, lr, images_per_s)
-    and checkpoints, from which the same call goes on. The network ends on the CPU or GPU where it was trained.
+    and checkpoints, from which the same call goes on. A data set that makes several images of each that is drawn says
+    how many (`images_per_draw`), which all count in the batch size. The learning rate falls over the share `decay` of
+    the updates, then it stays. The network ends on the CPU or GPU where it was trained.
 
     Raises `WeaksegError` if the loss, its gradient or the weights stop being finite; the checkpoint then is one of
     before.
     """
     assert isinstance(images, Sized)
-    order = Order(len(images), settings.batch_size, seed)
+    images_per_draw = getattr(images, "images_per_draw", 1)
+    order = Order(len(images), max(1, settings.batch_size // images_per_draw), seed)
+    batch_size = order.batch_size * images_per_draw
     steps = settings.total_steps(order)
+    decay_steps = max(1, round(decay * steps))
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
         network.param_groups(settings.lr),  # type: ignore[operator]
@@ -162,9 +168,9 @@ def train_network(
     )
     saved_at = time.monotonic()
     autocast = settings.precision == "bf16"
-    with log, Progress(title, steps * settings.batch_size, done=done * settings.batch_size) as progress:
+    with log, Progress(title, steps * batch_size, done=done * batch_size) as progress:
         for step in range(done, steps):
-            factor = poly_factor(step, steps, settings.power, settings.lr_every)
+            factor = poly_factor(step, decay_steps, settings.power, settings.lr_every)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.zero_grad(set_to_none=True)
@@ -191,7 +197,7 @@ def train_network(
             if settings.clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(learning, settings.clip_norm, norm)
             fabric_optimiser.step()
-            progress.advance(settings.batch_size, loss=values["loss"])
+            progress.advance(batch_size, loss=values["loss"])
             epoch = step / order.steps_per_epoch
             log.write(step=step + 1, epoch=round(epoch, 4), **values, lr=optimiser.param_groups[0]["lr"],
                       images_per_s=round(progress.rate, 2))  # fmt: skip

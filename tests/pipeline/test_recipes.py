@@ -65,7 +65,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, refine, segment, ',
+            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, pool, refine, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
@@ -139,6 +139,68 @@ def test_a_new_stage_comes_before_the_one_named_after_it(tmp_path: Path) -> None
         "scores",
         "last",
     ]
+
+
+SECOND_ROUND = """
+extends: cam
+name: twice
+about: the cam recipe and once more
+stages:
+  pool: {kind: pool, masks: masks}
+  again: {like: cam, train: {lr: 0.5}, paste: {pool: pool}}
+  maps_again: {like: maps, localiser: again}
+  segment: {backbone_from: again}
+"""
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> str:
+    path = tmp_path / "twice.yaml"
+    path.write_text(SECOND_ROUND, encoding="utf-8")
+    return str(path)
+
+
+def test_a_stage_like_another_differs_in_what_it_names(twice: str) -> None:
+    stages = load_recipe(twice).stages
+    assert list(stages) == ["cam", "maps", "masks", "pool", "again", "maps_again", "segment", "scores"]
+    first, again = stages["cam"], stages["again"]
+    assert again == first.model_copy(update={"train": first.train.model_copy(update={"lr": 0.5}), "paste": again.paste})
+    assert stages["maps_again"] == stages["maps"].reading({"cam": "again"})
+
+
+def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
+    stages = load_recipe(twice, ["cam.model.backbone.name=resnet18", "again.train={steps: 7, lr: 0.25}"]).stages
+    assert [stages[name].model["backbone"]["name"] for name in ("cam", "again")] == ["resnet18"] * 2
+    assert (stages["cam"].train.epochs, stages["again"].train.epochs) == (4, None)
+    assert (stages["again"].train.steps, stages["again"].train.lr) == (7, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("again.like=nowhere", 'again.like: there is no stage "nowhere" before it.'),
+        ("again.like=scores", 'again.like: there is no stage "scores" before it.'),
+        ("again.paste.pool=masks", 'again.paste.pool: the stage "masks" is of kind masks, expected pool.'),
+        ("again.paste.pool=segment", 'again.paste.pool: reads the stage "segment", which does not come before it.'),
+        ("again.paste.polo=pool", 'again.paste.polo: unknown setting. Did you mean "pool"?'),
+        ("again.paste={}", "again.paste.pool: this setting is missing."),
+        ("again.paste.variant=spin", "again.paste.variant: input should be 'rotate', 'scale' or 'rotate_blur'"),
+        ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
+        ("pool.largest=7", "pool.largest: input should be less than or equal to 1"),
+        ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks.'),
+    ],
+)
+def test_a_wrong_second_round_is_explained(twice: str, change: str, message: str) -> None:
+    with pytest.raises(WeaksegError) as caught:
+        load_recipe(twice, [change])
+    assert message in str(caught.value)
+
+
+def test_stages_that_are_named_inside_of_a_group_are_read_and_renamed(twice: str) -> None:
+    again = load_recipe(twice).stages["again"]
+    assert again.inputs() == ["pool"]
+    assert again.reading({"pool": "other"}).inputs() == ["other"]
+    assert again.reading({"pool": "other"}).paste.variant == again.paste.variant
 
 
 def test_stages_know_what_they_read() -> None:

@@ -201,8 +201,19 @@ def write_label_map(path: Path, labels: LabelMap) -> None:
         image.save(temporary, format="PNG")
 
 
+def read_cutout(path: Path) -> npt.NDArray[np.uint8]:
+    """Decode a PNG of colours and opacity to uint8 (H, W, 4); colours where it is transparent are kept.
+
+    Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
+    """
+    with _opened(path, ("PNG",)) as image:
+        if image.mode != "RGBA":
+            raise WeaksegError(f"{path} has no opacity. Delete the folder it lies in and run again.")
+        return np.array(image)
+
+
 def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write an RGB image, uint8 (H, W, 3), as a PNG."""
+    """Write an RGB image, uint8 (H, W, 3), or one with opacity, (H, W, 4), as a PNG."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 

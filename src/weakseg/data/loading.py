@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
-from weakseg.data.transforms import Augmentation
+from weakseg.data.transforms import Augmentation, Image
 from weakseg.errors import WeaksegError
 
 
@@ -89,11 +89,19 @@ class TaggedImages(TorchDataset[dict[str, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        return self.view(*self.read(draw), generator(self.seed, draw))
+
+    def read(self, draw: Draw) -> tuple[Image, Tensor]:
+        """The image of a draw as it is in its file, uint8 (H, W, 3), and its tags."""
         sample = self.samples[draw.image]
-        image, _ = self.augmentation(read_image(sample.image), None, generator(self.seed, draw))
         tags = torch.zeros(self.num_classes)
         tags[[label - 1 for label in sample.labels.present()]] = 1
-        return {"image": torch.as_tensor(image), "tags": tags}
+        return read_image(sample.image), tags
+
+    def view(self, image: Image, tags: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+        """A random view of any image (H, W, 3) with its tags (C,)."""
+        augmented, _ = self.augmentation(image, None, rng)
+        return {"image": torch.as_tensor(augmented), "tags": tags}
 
 
 class MaskedImages(TorchDataset[dict[str, Tensor]]):
@@ -145,9 +153,9 @@ class PreparedImages(TorchDataset[dict[str, Tensor]]):
         return self.prepare(self.samples[draw.image], generator(self.seed, draw))
 
 
-def generator(seed: int, draw: Draw) -> np.random.Generator:
-    """The randomness of one augmentation; its own stream, apart from the order's."""
-    return np.random.default_rng([seed, draw.epoch, draw.place, 1])
+def generator(seed: int, draw: Draw, stream: int = 1) -> np.random.Generator:
+    """The randomness of one augmentation; its own stream, apart from the order's and from other streams."""
+    return np.random.default_rng([seed, draw.epoch, draw.place, stream])
 
 
 def balanced_subset(samples: Sequence[Sample], per_class: int, seed: int) -> list[Sample]:

@@ -4,10 +4,14 @@ A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`
 settings whose `kind` says which stage they belong to. `extends: other` begins with another recipe and changes it:
 mappings are merged, other values replaced, and null takes a whole mapping (a stage, say) away. A new stage comes
 before the one that the recipe names next, if that is known, and otherwise at the end.
+
+`like: other` inside of a stage does the same with another stage of the recipe: a second round of a method names only
+what it reads instead. Whatever changes the other stage changes this one, too.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import pkgutil
@@ -92,9 +96,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     values = _read(name)
     for override in overrides:
         _apply(values, override)
-    stages = values.pop("stages", None)
-    if not isinstance(stages, dict) or not stages:
+    if not isinstance(values.get("stages"), dict) or not values["stages"]:
         raise WeaksegError(f"Recipe {name} has no stages.")
+    if alike := _without_like(values["stages"]):
+        # Once more, since a value that was put in the place of a whole mapping has been merged with the other stage's.
+        for override in overrides:
+            if change_of(override)[1] in alike:
+                _apply(values, override)
+    stages = values.pop("stages")
     head = validate(_Head, values, "")
     typed: dict[str, Stage] = {}
     for stage_name, stage_values in stages.items():
@@ -142,6 +151,19 @@ def _check_references(name: str, stages: Mapping[str, Stage]) -> None:
             raise WeaksegError(
                 f'{name}.{key}: the stage "{source}" is of kind {stages[source].kind}, expected {" or ".join(wanted)}.'
             )
+
+
+def _without_like(stages: dict[str, Any]) -> list[str]:
+    """Fill in the stages that are `like` another one, and return their names."""
+    alike = []
+    for name, values in stages.items():
+        if isinstance(values, dict) and "like" in values:
+            other = values.pop("like")
+            if other not in list(stages)[: list(stages).index(name)] or not isinstance(stages[other], dict):
+                raise WeaksegError(f'{name}.like: there is no stage "{other}" before it.')
+            stages[name] = _merged(copy.deepcopy(stages[other]), values)
+            alike.append(name)
+    return alike
 
 
 def _shipped() -> Any:

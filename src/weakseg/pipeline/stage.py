@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from pydantic import Field
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
@@ -49,8 +50,8 @@ class Stage(Settings):
     """Base of all stages. A subclass says its `kind` and which artifact it `leaves`, refers to other stages by settings
     `Annotated[str, Reads("maps")]` and implements `run`.
 
-    Artifacts are "localiser", "refiner" and "segmenter" (a folder `model/`), "maps" (see `stages.maps.map_path`) and
-    "masks" (`stages.masks.mask_path`).
+    Artifacts are "localiser", "refiner" and "segmenter" (a folder `model/`), "maps" (see `stages.maps.map_path`),
+    "masks" (`stages.masks.mask_path`) and "pool" (`methods.cda.Pool`).
     """
 
     leaves: ClassVar[str | None] = None
@@ -58,14 +59,7 @@ class Stage(Settings):
 
     def references(self) -> list[Reference]:
         """The settings that name the stages whose artifacts this one reads."""
-        found = []
-        for key, artifact in self._reading():
-            value = getattr(self, key)
-            if isinstance(value, Mapping):
-                found += [Reference(f"{key}.{title}", stage, artifact) for title, stage in value.items()]
-            elif value is not None:
-                found.append(Reference(key, value, artifact))
-        return found
+        return list(_references(self))
 
     def inputs(self) -> list[str]:
         """The stages whose artifacts this one reads."""
@@ -73,18 +67,7 @@ class Stage(Settings):
 
     def reading(self, names: Mapping[str, str]) -> Self:
         """This stage with other stages to read: old name → new name."""
-
-        def renamed(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {title: renamed(stage) for title, stage in value.items()}
-            return names.get(value, value)
-
-        return self.model_copy(update={key: renamed(getattr(self, key)) for key, _ in self._reading()})
-
-    def _reading(self) -> list[tuple[str, str]]:
-        """The settings that name earlier stages, and what they read of them."""
-        fields = type(self).model_fields.items()
-        return [(key, mark.artifact) for key, field in fields for mark in field.metadata if isinstance(mark, Reads)]
+        return _reading(self, names)
 
     def checked(self, where: str) -> Self:
         """This stage with whatever its own types cannot check checked, and defaults filled in.
@@ -121,6 +104,40 @@ class Stage(Settings):
         """
 
 
+S = TypeVar("S", bound=Settings)
+
+
+def _references(settings: Settings, prefix: str = "") -> Iterator[Reference]:
+    """The settings, at any depth, that name earlier stages."""
+    for key, field in type(settings).model_fields.items():
+        value, artifact = getattr(settings, key), _artifact(field)
+        if isinstance(value, Settings):
+            yield from _references(value, f"{prefix}{key}.")
+        elif artifact and isinstance(value, Mapping):
+            yield from (Reference(f"{prefix}{key}.{title}", stage, artifact) for title, stage in value.items())
+        elif artifact and value is not None:
+            yield Reference(f"{prefix}{key}", value, artifact)
+
+
+def _reading(settings: S, names: Mapping[str, str]) -> S:
+    """The settings with other names of the stages that they name, at any depth."""
+    changed: dict[str, Any] = {}
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if isinstance(value, Settings):
+            changed[key] = _reading(value, names)
+        elif _artifact(field) and isinstance(value, Mapping):
+            changed[key] = {title: names.get(stage, stage) for title, stage in value.items()}
+        elif _artifact(field):
+            changed[key] = names.get(value, value)
+    return settings.model_copy(update=changed)
+
+
+def _artifact(field: FieldInfo) -> str | None:
+    """What a setting reads of the earlier stage that it names; None where it names none."""
+    return next((mark.artifact for mark in field.metadata if isinstance(mark, Reads)), None)
+
+
 class Learning(Stage):
     """Base of the stages that train a network: `method` is a file of `weakseg.methods`, `model` are its settings."""
 
@@ -153,8 +170,10 @@ class Learning(Stage):
     def initialise(self, context: Context, network: Any) -> None:
         """Change the weights that the network starts from."""
 
-    def learn(self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]]) -> Model:
-        """A network of the method, trained on `images`; logs and checkpoints go to `folder`."""
+    def learn(
+        self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]], *, decay: float = 1.0
+    ) -> Model:
+        """A network of the method, trained on `images` (see `train_network`); logs and checkpoints go to `folder`."""
         settings, network = self.network(context)
         self.initialise(context, network)
         train_network(
@@ -166,6 +185,7 @@ class Learning(Stage):
             folder=folder,
             seed=context.seed,
             title=f"training {self.method}",
+            decay=decay,
         )
         return Model(self.method_kind, self.method, settings, context.dataset.classes, network, {})
 

@@ -1,0 +1,79 @@
+"""Objects cut out of images by pseudo-masks, to be pasted elsewhere (CDA). Artifact: `crops/LABEL/NAME.png`,
+transparent outside of the object, and `index.json` (see `methods.cda.Pool`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image, read_label_map
+from weakseg.errors import WeaksegError
+from weakseg.methods import cda
+from weakseg.pipeline import stamps
+from weakseg.pipeline.stage import Context, Reads, Stage
+from weakseg.pipeline.stages.masks import mask_path
+from weakseg.progress import Progress
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Pool(Stage):
+    """Only training images give crops: those whose mask shows one class, on a share of the pixels in a range."""
+
+    leaves: ClassVar[str] = "pool"
+    kind: Literal["pool"] = "pool"
+    masks: Annotated[str, Reads("masks")]
+    smallest: Share = Field(default=0.1, description="share of the image that the object covers at least")
+    largest: Share = Field(default=0.7, description="share of the image that the object covers at most")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Pool:
+        if self.smallest > self.largest:
+            raise ValueError("smallest is larger than largest, so no object fits")
+        return self
+
+    def dependencies(self, context: Context) -> list[str]:
+        return [stamps.images(context.train)]
+
+    def run(self, context: Context, folder: Path) -> None:
+        source = context.folder(self.masks)
+        mine = parallel.share(context.train)
+        found: dict[str, int] = {}
+        with Progress("pool", len(mine)) as progress:
+            for sample, label in zip(
+                mine, parallel.threaded(lambda s: self._cut(s, source, folder), mine), strict=True
+            ):
+                if label is not None:
+                    found[sample.name] = label
+                progress.advance()
+        labels = {name: label for part in parallel.gather(found) for name, label in part.items()}
+        names: dict[int, list[str]] = {}
+        for sample in context.train:
+            if sample.name in labels:
+                names.setdefault(labels[sample.name], []).append(sample.name)
+        classes = context.dataset.classes
+        empty = [name for label, name in enumerate(classes.names, start=1) if label not in names]
+        context.log("pool", crops=len(labels), classes_without=empty)
+        if parallel.rank() == 0:
+            cda.Pool.write_index(folder, classes, names)
+
+    def _cut(self, sample: Sample, source: Path, folder: Path) -> int | None:
+        """Write the crop of an image, if it has one and is not yet there; returns its class."""
+        mask = read_label_map(mask_path(source, sample))
+        label = cda.simple_label(mask, self.smallest, self.largest)
+        if label is not None and not cda.Pool.path(folder, label, sample.name).exists():
+            image = read_image(sample.image)
+            if image.shape[:2] != mask.shape:
+                raise WeaksegError(
+                    f"The mask of {sample.image} has {mask.shape[1]}×{mask.shape[0]} pixels, "
+                    f"the image {image.shape[1]}×{image.shape[0]}."
+                )
+            cda.Pool.write(folder, sample.name, cda.cut_out(image, mask))
+        return label
+
+
+STAGE = Pool
