@@ -17,9 +17,12 @@ import numpy.typing as npt
 from weakseg import __version__
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
+from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_text
 from weakseg.labels import VOID, Classes
+from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.pipeline.run import RECIPE_NAME
@@ -40,6 +43,9 @@ UNRANKED_IMAGES = 6
 """So many images are shown where nothing tells good from bad."""
 MAX_HEAT_MAPS = 3
 """The activation maps of so many classes of one image are shown."""
+
+CROPS_PER_CLASS = 24
+PASTED_IMAGES, PASTED_PER_ROW = 12, 4
 
 MAX_FIGURES_PER_ROW = 7
 WIDEST_PLOT = 8.0
@@ -132,7 +138,7 @@ def plot(drawn: Plot, caption: str) -> Markup:
 
 
 def _page(run: RunFolder) -> Markup:
-    sections = {
+    sections: dict[str, Callable[[RunFolder], Iterator[Markup]]] = {
         "Scores": _scores,
         "Pictures": _pictures,
         "Classes": _per_class,
@@ -140,6 +146,8 @@ def _page(run: RunFolder) -> Markup:
         "Data": _data,
         "Run": _run,
     }
+    if run.of_kind("pool"):
+        sections["Pool"] = _pool
     parts = {name: content(run) for name, content in sections.items()}
     return page(f"{run.recipe['name']}: report", _introduction(run), parts)
 
@@ -548,3 +556,58 @@ def _figure(pixels: npt.NDArray[Any], caption: str, description: str) -> Markup:
     height, width = pixels.shape[:2]
     picture = element("img", src=pictures.data_uri(pixels), alt=description, width=width, height=height)
     return element("figure", picture, element("figcaption", caption))
+
+
+# The pool of objects that are pasted, and images with them
+
+
+def _pool(run: RunFolder) -> Iterator[Markup]:
+    try:
+        classes, samples = _open_samples(run)
+    except WeaksegError as error:
+        yield note(f"The pool is left out, since the data cannot be read any more: {error}")
+        return
+    for name in run.of_kind("pool"):
+        pool = Pool.load(run.root / name, classes)
+        yield element("h3", f"Crops ({name})")
+        yield from _crops(pool, classes)
+        for learning, stage in run.of_kind("localise").items():
+            if (stage.get("paste") or {}).get("pool") == name and pool.labels:
+                yield element("h3", f"Pasted on images ({learning})")
+                yield element(
+                    "p", "What the classifier was trained on, before size and place vary.", class_="explanation"
+                )
+                figures = _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
+                yield element("div", *figures, class_="strip", style=f"--columns:{PASTED_PER_ROW}")
+
+
+def _crops(pool: Pool, classes: Classes) -> Iterator[Markup]:
+    if missing := [classes.name(k) for k, names in enumerate(pool.names, start=1) if not names]:
+        yield note(f"Without crops, and so never pasted: {', '.join(missing)}.")
+    figures = []
+    for label in pool.labels:
+        names = pool.names[label - 1]
+        shown = pictures.spread(names, CROPS_PER_CLASS)
+        sheet = pictures.contact_sheet([pool.read(label, name) for name in shown])
+        caption = f"{classes.name(label)}: {len(shown)} of {len(names)} crops"
+        figures.append(_figure(sheet, caption, f"Crops of {caption}"))
+    yield element("div", *figures, class_="strip", style="--columns:3")
+
+
+def _pasted(
+    pool: Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
+) -> Iterator[Markup]:
+    """Some images of the first epoch with what was pasted on them."""
+    settings = {key: value for key, value in stage["paste"].items() if key != "pool"}
+    images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
+    pairs = PastedPairs(images, pool, Settings.model_validate(settings))
+    for place in pictures.spread(range(len(samples)), PASTED_IMAGES):
+        draw = Draw(0, place, place)
+        image, tags = images.read(draw)
+        pasted, union = pairs.pasted(image, tags, generator(seed, draw, PASTING_STREAM))
+        added, old = (
+            ", ".join(classes.name(k + 1) for k in present.nonzero().flatten().tolist())
+            for present in (union - tags, tags)
+        )
+        caption = f"{added or 'nothing'} on {old or 'no class'}"
+        yield _figure(pictures.photo(pasted), caption, f"{caption}, {samples[place].name}")

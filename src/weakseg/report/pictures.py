@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,15 @@ from PIL import Image
 
 from weakseg.data.images import overlay
 from weakseg.labels import BACKGROUND, VOID, Classes
+from weakseg.methods.cda import Cutout
 
+T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
 MAX_SIDE = 288
 """The longer side of a picture in pixels; two thirds of it are shown on most screens."""
+
+SHEET_COLUMNS = 6
 
 QUALITY = 75
 """Of JPEG files. A picture has about 10 kB."""
@@ -41,6 +46,21 @@ def heat_map(image: Pixels, activation: npt.NDArray[np.float32]) -> Pixels:
     small = np.asarray(Image.fromarray(activation).resize(size, Image.Resampling.BILINEAR))
     heat = matplotlib.colormaps["inferno"](small)[..., :3] * 255
     return np.round(0.35 * _grey(photo(image)) + 0.65 * heat).astype(np.uint8)
+
+
+def contact_sheet(cutouts: Sequence[Cutout]) -> Pixels:
+    """Objects in squares of one size, on white, from left to right and from top to bottom."""
+    columns = min(SHEET_COLUMNS, len(cutouts))
+    cell = MAX_SIDE // SHEET_COLUMNS
+    sheet = Image.new("RGB", (columns * cell, -(-len(cutouts) // columns) * cell), "white")
+    for number, cutout in enumerate(cutouts):
+        opacity = Image.fromarray(np.where(cutout.inside, np.uint8(255), np.uint8(0)))
+        picture = Image.fromarray(cutout.image)
+        picture.putalpha(opacity)
+        picture.thumbnail((cell - 4, cell - 4))
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (column * cell + 2, row * cell + 2), picture)
+    return np.asarray(sheet)
 
 
 def data_uri(pixels: Pixels) -> str:
@@ -79,8 +99,8 @@ def ranked(scores: Mapping[str, float | None], count: int) -> dict[str, list[str
     return {"Best": order[:count], "Middle": order[middle : middle + count], "Worst": order[-count:]}
 
 
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """`count` names at equal distances over the list."""
+def spread(names: Sequence[T], count: int) -> list[T]:
+    """`count` items at equal distances over a list."""
     return [names[place] for place in np.unique(np.linspace(0, len(names) - 1, count).round().astype(int)).tolist()]
 
 
