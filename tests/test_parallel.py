@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import distributed
 
 from weakseg import parallel
+from weakseg.errors import WeaksegError
 
 
 @given(items=st.lists(st.integers(), max_size=30), threads=st.integers(1, 4))
@@ -60,6 +61,74 @@ def test_whoever_stops_listening_stops_the_work() -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(started) <= 6
+
+
+def test_a_pipeline_reads_computes_and_writes_in_order() -> None:
+    written: list[str] = []
+
+    def compute(text: str) -> Iterator[str]:
+        yield from text
+
+    assert list(parallel.pipelined(str, compute, written.append, [12, 3, 456])) == [None] * 6
+    assert written == list("123456")
+
+
+def test_a_pipeline_computes_in_the_calling_thread_and_writes_in_others() -> None:
+    computing: set[int] = set()
+    others: set[int] = set()
+
+    def here(item: int) -> list[int]:
+        computing.add(threading.get_ident())
+        return [item]
+
+    def there(item: int) -> int:
+        others.add(threading.get_ident())
+        return item
+
+    list(parallel.pipelined(there, here, there, range(20)))
+    assert computing == {threading.get_ident()}
+    assert threading.get_ident() not in others
+
+
+def test_a_pipeline_holds_a_few_results_at_most() -> None:
+    """Counted in whatever order the threads come: what is read and not yet written."""
+    lock = threading.Lock()
+    read = written = most = 0
+
+    def reading(item: int) -> int:
+        nonlocal read, most
+        with lock:
+            read += 1
+            most = max(most, read - written)
+        return item
+
+    def writing(item: int) -> None:
+        nonlocal written
+        with lock:
+            written += 1
+
+    assert len(list(parallel.pipelined(reading, lambda item: [item], writing, range(200)))) == 200
+    assert most <= 4 * parallel.HELPERS + 1
+
+
+@pytest.mark.parametrize("place", ["read", "compute", "write"])
+def test_an_error_anywhere_stops_a_pipeline(place: str) -> None:
+    started: list[int] = []
+
+    def failing(name: str) -> Callable[[int], int]:
+        def work(item: int) -> int:
+            if name == place and item == 5:
+                raise WeaksegError(f"{name} of {item}")
+            if name == "write":
+                started.append(item)
+            return item
+
+        return work
+
+    read, compute, write = map(failing, ("read", "compute", "write"))
+    with pytest.raises(WeaksegError, match=f"{place} of 5"):
+        list(parallel.pipelined(read, lambda item: [compute(item)], write, range(1000)))
+    assert len(started) <= 5 + 2 * parallel.HELPERS
 
 
 def test_one_process_does_everything() -> None:

@@ -20,6 +20,10 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S")
+
+HELPERS = 4
+"""Threads that read for a network, and threads that write for it, at most."""
 
 
 def rank() -> int:
@@ -122,12 +126,10 @@ def cpu_threads() -> int:
 def threaded(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
     """`map` over threads, in order, with a bounded number of results under way.
 
-    Worth it for functions that release the interpreter lock: decoding, compressing, compiled kernels.
+    Worth it for functions that release the interpreter lock: decoding, compressing, compiled kernels. `items` are taken
+    in the calling thread. The first error ends the work; what has begun is finished.
     """
     threads = threads or cpu_threads()
-    if threads == 1:
-        yield from map(function, items)
-        return
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[R]] = deque()
     try:
@@ -139,3 +141,19 @@ def threaded(function: Callable[[T], R], items: Iterable[T], threads: int | None
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def pipelined(
+    read: Callable[[T], R],
+    compute: Callable[[R], Iterable[S]],
+    write: Callable[[S], None],
+    items: Iterable[T],
+) -> Iterator[None]:
+    """Compute in this thread while others read what comes next and write what came before; yields once for each
+    result that is written, in order.
+
+    `compute` makes any number of results of each item. A few items and results at most are in memory. An error
+    anywhere ends the work and is raised here; results that were computed before may be lost.
+    """
+    threads = min(HELPERS, cpu_threads())
+    return threaded(write, (result for item in threaded(read, items, threads) for result in compute(item)), threads)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from weakseg.errors import WeaksegError
 from weakseg.files import write_npz
 from weakseg.ops.activation import (
     ActivationMaps,
+    Views,
     full_size_maps,
     maps_per_scale,
     multi_scale_maps,
+    network_outputs,
     normalise_image,
-    normalise_present,
+    normalise_maps,
     resize_image,
     resize_maps,
     resize_through_view,
@@ -64,44 +67,124 @@ def test_scale_1_leaves_the_image_alone() -> None:
     assert np.array_equal(resize_image(image, 1.0), image)
 
 
-@given(height=st.integers(1, 50), width=st.integers(1, 50), stride=st.integers(1, 9), count=st.integers(1, 3))
+def maps_of(network: Callable[[Tensor], Tensor], images: list[np.ndarray], scales: tuple[float, ...]) -> Tensor:
+    """Maps (N, 2, h, w) of both classes of `brightness`."""
+    return torch.stack(multi_scale_maps(network, Views.of(images, scales), [[1, 2]] * len(images), CPU))
+
+
+def one_view_at_a_time(
+    network: Callable[[Tensor], Tensor], image: np.ndarray, scales: tuple[float, ...], stride: int
+) -> Tensor:
+    """The definition: each scale, as it is and mirrored, all classes, summed."""
+    size = (-(-image.shape[0] // stride), -(-image.shape[1] // stride))
+    total = torch.zeros(())
+    for scale in scales:
+        view = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
+        for maps in (network(view), network(view.flip(3)).flip(3)):
+            total = total + F.interpolate(maps, size, mode="bilinear", align_corners=False)[0]
+    return total
+
+
+@given(data=st.data(), height=st.integers(1, 50), width=st.integers(1, 50), stride=st.integers(1, 9))
 @settings(max_examples=30, deadline=None)
-def test_maps_of_a_batch_are_those_of_its_images(height: int, width: int, stride: int, count: int) -> None:
-    images = [picture(height, width, seed) for seed in range(count)]
+def test_maps_of_a_batch_are_those_of_its_views(data: st.DataObject, height: int, width: int, stride: int) -> None:
+    labels = data.draw(st.lists(st.sampled_from([[], [1], [2], [1, 2]]), min_size=1, max_size=3))
+    images = [picture(height, width, seed) for seed in range(len(labels))]
     scales = (1.0, 0.5)
-    together = multi_scale_maps(brightness, images, scales, CPU, stride)
-    assert tuple(together.shape) == (count, 2, -(-height // stride), -(-width // stride))
-    assert together.dtype == torch.float32
-    alone = torch.cat([multi_scale_maps(brightness, [image], scales, CPU, stride) for image in images])
-    torch.testing.assert_close(together, alone)
+    together = multi_scale_maps(brightness, Views.of(images, scales), labels, CPU, stride)
+    for image, present, maps in zip(images, labels, together, strict=True):
+        assert maps.dtype == torch.float32
+        expected = one_view_at_a_time(brightness, image, scales, stride)
+        torch.testing.assert_close(maps, expected[[label - 1 for label in present]])
+
+
+def test_labels_may_come_in_any_order() -> None:
+    views = Views.of([picture(20, 30)], (1.0,))
+    (ascending,) = multi_scale_maps(brightness, views, [[1, 2]], CPU)
+    (descending,) = multi_scale_maps(brightness, views, [[2, 1]], CPU)
+    assert torch.equal(ascending, descending.flip(0))
+
+
+@pytest.mark.parametrize("label", [0, 3, -1])
+def test_labels_that_the_network_does_not_have(label: int) -> None:
+    with pytest.raises(ValueError, match=r"not all in 1 … 2"):
+        multi_scale_maps(brightness, Views.of([picture(8, 8)], (1.0,)), [[1, label]], CPU)
+
+
+def test_maps_can_be_resized_in_another_way() -> None:
+    """A method's own chain of resizings gets the maps of present classes, the size of the view and that of the end."""
+    seen = []
+
+    def resize(maps: Tensor, view: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        seen.append((tuple(maps.shape), view, size))
+        larger = F.interpolate(maps, view, mode="bilinear", align_corners=True)
+        return F.interpolate(larger, size, mode="bilinear", align_corners=False)
+
+    images = [picture(32, 48, seed) for seed in range(2)]
+    maps = multi_scale_maps(brightness, Views.of(images, (1.0, 0.5)), [[2], []], CPU, 1, resize)
+    assert [tuple(of_image.shape) for of_image in maps] == [(1, 32, 48), (0, 32, 48)]
+    assert seen == [((1, 1, 2, 3), (32, 48), (32, 48)), ((1, 1, 1, 2), (16, 24), (32, 48))]
+
+
+def test_a_network_gets_a_bounded_number_of_pixels_at_once() -> None:
+    shapes = []
+
+    def network(images: Tensor) -> Tensor:
+        shapes.append(tuple(images.shape))
+        return images.mean((2, 3))
+
+    images = torch.from_numpy(np.stack([picture(300, 500, seed) for seed in range(3)]))
+    outputs = network_outputs(network, images, CPU, mirror=False)
+    assert shapes == [(1, 3, 300, 500)] * 3
+    torch.testing.assert_close(
+        outputs, torch.from_numpy(np.stack([normalise_image(i.numpy()) for i in images])).mean((2, 3))
+    )
+    shapes.clear()
+    network_outputs(network, images[:, :20, :20], CPU, mirror=False)
+    assert shapes == [(3, 3, 20, 20)]
+
+
+def test_networks_see_what_normalise_image_gives() -> None:
+    images = np.stack([picture(5, 7, seed) for seed in range(2)])
+    seen = network_outputs(lambda normalised: normalised, torch.from_numpy(images), CPU, mirror=False)
+    np.testing.assert_allclose(seen.numpy(), np.stack([normalise_image(image) for image in images]), rtol=1e-6)
 
 
 def test_a_mirrored_image_has_mirrored_maps() -> None:
     image = picture(48, 64)
-    maps = multi_scale_maps(brightness, [image], (1.0, 0.5, 1.5), CPU)
-    mirrored = multi_scale_maps(brightness, [np.ascontiguousarray(image[:, ::-1])], (1.0, 0.5, 1.5), CPU)
-    torch.testing.assert_close(mirrored, maps.flip(3))
+    scales = (1.0, 0.5, 1.5)
+    mirrored = maps_of(brightness, [np.ascontiguousarray(image[:, ::-1])], scales)
+    torch.testing.assert_close(mirrored, maps_of(brightness, [image], scales).flip(3))
 
 
 def test_a_constant_network_counts_scales_and_mirrors() -> None:
     def constant(images: Tensor) -> Tensor:
         return torch.full((len(images), 1, 2, 3), 0.5)
 
-    image = picture(21, 30)
-    torch.testing.assert_close(multi_scale_maps(constant, [image], (1.0, 0.5, 2.0), CPU), torch.full((1, 1, 6, 8), 3.0))
-    raw = maps_per_scale(constant, [image], (1.0, 0.5, 2.0), CPU)
+    views = Views.of([picture(21, 30)], (1.0, 0.5, 2.0))
+    torch.testing.assert_close(multi_scale_maps(constant, views, [[1]], CPU), [torch.full((1, 6, 8), 3.0)])
+    raw = maps_per_scale(constant, views, CPU)
     torch.testing.assert_close(full_size_maps(raw, (21, 30)), torch.full((1, 1, 21, 30), 3.0))
 
 
 def test_inference_records_no_gradients() -> None:
     weight = torch.ones(1, requires_grad=True)
-    maps = multi_scale_maps(lambda images: brightness(images) * weight, [picture(16, 16)], (1.0,), CPU)
-    assert not maps.requires_grad
+    assert not maps_of(lambda images: brightness(images) * weight, [picture(16, 16)], (1.0,)).requires_grad
 
 
-def test_normalise_present_by_hand() -> None:
-    maps = np.array([[[1.0, 3.0]], [[5.0, 5.0]], [[0.0, 0.0]], [[2.0, 0.5]]], np.float32)
-    result = normalise_present(maps, [4, 1, 3], (3, 7))
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda() -> None:
+    images = [picture(70, 93, seed) for seed in range(3)]
+    (expected, found) = (
+        multi_scale_maps(brightness, Views.of(images, (1.0, 0.5), device), [[1], [], [1, 2]], device)
+        for device in ("cpu", "cuda")
+    )
+    torch.testing.assert_close([maps.cpu() for maps in found], expected)
+
+
+def test_normalise_maps_by_hand() -> None:
+    maps = np.array([[[1.0, 3.0]], [[0.0, 0.0]], [[2.0, 0.5]]], np.float32)
+    result = normalise_maps(maps, [1, 3, 4], (3, 7))
     assert result.labels.tolist() == [1, 3, 4]
     assert result.labels.dtype == np.int16
     expected = [[[1 / 3.00001, 3 / 3.00001]], [[0, 0]], [[2 / 2.00001, 0.5 / 2.00001]]]
@@ -110,18 +193,12 @@ def test_normalise_present_by_hand() -> None:
 
 
 def test_an_image_without_classes_has_no_maps(tmp_path: Path) -> None:
-    result = normalise_present(np.ones((3, 2, 2), np.float32), [], (8, 5))
+    result = normalise_maps(np.ones((0, 2, 2), np.float32), [], (8, 5))
     assert result.maps.shape == (0, 2, 2)
     result.save(tmp_path / "m.npz")
     loaded = ActivationMaps.load(tmp_path / "m.npz")
     assert loaded.labels.shape == (0,)
     assert loaded.upsampled().shape == (0, 8, 5)
-
-
-@pytest.mark.parametrize("label", [0, 4, -1])
-def test_normalise_present_refuses_labels_out_of_range(label: int) -> None:
-    with pytest.raises(ValueError, match=r"not all in 1 … 3"):
-        normalise_present(np.ones((3, 2, 2), np.float32), [label], (8, 8))
 
 
 @given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), stride=st.integers(1, 8))
@@ -238,7 +315,7 @@ def test_seams_normalisation_reaches_over_the_whole_range(k: int, h: int, w: int
     assert ((stretched >= 0) & (stretched <= 1)).all()
     order = np.argsort(maps.reshape(k, -1), axis=1)
     assert (np.diff(np.take_along_axis(stretched.reshape(k, -1), order, 1)) >= 0).all()
-    present = normalise_present(maps, range(1, k + 1), (h, w), 1, stretch_maps)
+    present = normalise_maps(maps, range(1, k + 1), (h, w), 1, stretch_maps)
     np.testing.assert_array_equal(present.maps, stretched)
 
 

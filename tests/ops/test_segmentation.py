@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from weakseg.ops.activation import normalise_image, resize_image
+from weakseg.ops.activation import Views, normalise_image, resize_image
 from weakseg.ops.segmentation import multi_scale_probabilities
 
 
@@ -31,19 +31,23 @@ def views_one_by_one(image: np.ndarray, scales: list[float], mirror: bool) -> np
     return torch.cat(full_size).mean(0).softmax(0).numpy()
 
 
+def probabilities_of(images: list[np.ndarray], scales: list[float], mirror: bool) -> np.ndarray:
+    return torch.stack(list(multi_scale_probabilities(logits, Views.of(images, scales), mirror=mirror))).numpy()
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (33, 47), (64, 40)])
 def test_is_the_softmax_of_the_mean_over_all_views(size: tuple[int, int], mirror: bool) -> None:
-    image, scales = random_image(*size), [0.5, 1.0, 1.5]
-    probabilities = multi_scale_probabilities(logits, image, scales, mirror=mirror)
-    assert probabilities.shape == (4, *size)
+    images, scales = [random_image(*size), 255 - random_image(*size)], [0.5, 1.0, 1.5]
+    probabilities = probabilities_of(images, scales, mirror)
+    assert probabilities.shape == (2, 4, *size)
     assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-6)
-    np.testing.assert_allclose(probabilities, views_one_by_one(image, scales, mirror), atol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    for image, of_image in zip(images, probabilities, strict=True):
+        np.testing.assert_allclose(of_image, views_one_by_one(image, scales, mirror), atol=1e-5)
 
 
 def test_with_mirror_the_mirrored_image_gives_the_mirrored_result() -> None:
     image = random_image(30, 45)
-    result = multi_scale_probabilities(logits, image, [1.0], mirror=True)
-    mirrored = multi_scale_probabilities(logits, np.ascontiguousarray(image[:, ::-1]), [1.0], mirror=True)
+    result, mirrored = (probabilities_of([i], [1.0], True) for i in (image, np.ascontiguousarray(image[:, ::-1])))
     np.testing.assert_allclose(mirrored[..., ::-1], result, atol=1e-5)

@@ -14,10 +14,11 @@ from weakseg.methods.cam import CAM
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import (
+    Views,
     maps_per_scale,
     multi_scale_maps,
     normalise_image,
-    normalise_present,
+    normalise_maps,
     sum_resized,
 )
 from weakseg.pipeline.inference import against_background
@@ -110,15 +111,16 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     shapes = vectors[f"{backbone}_scale_shapes"]
 
     scales, labels = (1.0, 0.5, 1.5, 2.0), [label - 1 for label in present]
-    per_scale = list(maps_per_scale(network.activation_maps, [image], scales, torch.device("cpu")))
+    scaled = Views.of([image], scales)
+    per_scale = list(maps_per_scale(network.activation_maps, scaled, "cpu"))
     views = vectors[f"{backbone}_views"]
     assert len(shapes) == len(views) == 2 * len(scales)
     for maps, view, mirrored in zip(per_scale, views[::2], views[1::2], strict=True):
         large = sum_resized([maps], image.shape[:2])[0, labels, ::2, ::2]
         assert_close(large, view + mirrored, 2e-2)
 
-    maps = multi_scale_maps(network.activation_maps, [image], scales, torch.device("cpu"), stride=1)[0].numpy()
-    kept = normalise_present(maps, present.tolist(), image.shape[:2], stride=1)
+    (maps,) = multi_scale_maps(network.activation_maps, scaled, [present.tolist()], "cpu", stride=1)
+    kept = normalise_maps(maps.numpy(), present.tolist(), scaled.size, stride=1)
     assert vectors[f"{backbone}_cam_keys"].tolist() == labels
     assert np.abs(kept.maps - vectors[f"{backbone}_cam"]).max() <= 1e-3
     predicted = np.array([0, *present])[against_background(kept.maps, 0.2).argmax(0)]

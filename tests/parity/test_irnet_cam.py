@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from weakseg.errors import WeaksegError
 from weakseg.methods.cam import CAM, read_irnet_cam
+from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import read_state
 from weakseg.ops.activation import (
+    Views,
     full_size_maps,
     maps_per_scale,
     multi_scale_maps,
     normalise_image,
-    normalise_present,
+    normalise_maps,
     resize_image,
     sum_resized,
 )
@@ -87,32 +90,38 @@ def test_scaled_images(parity: Any, case: int) -> None:
         np.testing.assert_allclose(stats(scaled), vectors[f"scaled_image_{case}_{index}_stats"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("case", [0, 1])
-def test_inference_over_scales(parity: Any, cam: CAM, case: int) -> None:
+def test_inference_over_scales(parity: Any, cam: CAM, case: int, folded: bool) -> None:
     vectors = parity("irnet/cam_infer")
+    if folded:
+        cam = copy.deepcopy(cam)
+        fold_norms(cam)
     image, labels = vectors[f"image_{case}"], vectors[f"keys_{case}"] + 1
-    scales = vectors["scales"].tolist()
-    raw = list(maps_per_scale(cam.activation_maps, [image], scales, CPU))
+    views = Views.of([image], vectors["scales"].tolist())
+    raw = list(maps_per_scale(cam.activation_maps, views, CPU))
     for index, maps in enumerate(raw):
         np.testing.assert_allclose(maps[0].numpy(), vectors[f"raw_{case}_{index}"], rtol=0, atol=2e-5)
-    size = image.shape[:2]
-    summed = multi_scale_maps(cam.activation_maps, [image], scales, CPU)[0].numpy()
-    present = normalise_present(summed, labels.tolist(), size)
+    (summed,) = multi_scale_maps(cam.activation_maps, views, [labels.tolist()], CPU)
+    present = normalise_maps(summed.numpy(), labels.tolist(), views.size)
     np.testing.assert_array_equal(present.labels, labels)
     np.testing.assert_allclose(present.maps, vectors[f"cam_{case}"], rtol=0, atol=1e-4)
-    high_res = normalise_present(full_size_maps(raw, size)[0].numpy(), labels.tolist(), size, stride=1)
-    np.testing.assert_allclose(high_res.maps, vectors[f"high_res_{case}"], rtol=0, atol=1e-4)
+    high_res = full_size_maps(raw, views.size)[0].numpy()[labels - 1]
+    full = normalise_maps(high_res, labels.tolist(), views.size, stride=1)
+    np.testing.assert_allclose(full.maps, vectors[f"high_res_{case}"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_maps_from_given_network_outputs(parity: Any, case: int) -> None:
     vectors = parity("irnet/cam_infer")
-    raw = [torch.from_numpy(vectors[f"raw_{case}_{index}"])[None] for index in range(4)]
-    labels = (vectors[f"keys_{case}"] + 1).tolist()
+    labels = vectors[f"keys_{case}"] + 1
+    raw = [torch.from_numpy(vectors[f"raw_{case}_{index}"][labels - 1])[None] for index in range(4)]
     size = height, width = vectors[f"image_{case}"].shape[:2]
     maps = sum_resized(raw, ((height - 1) // 4 + 1, (width - 1) // 4 + 1))[0].numpy()
-    np.testing.assert_allclose(normalise_present(maps, labels, size).maps, vectors[f"cam_{case}"], rtol=0, atol=1e-6)
-    full = normalise_present(full_size_maps(raw, size)[0].numpy(), labels, size, stride=1)
+    np.testing.assert_allclose(
+        normalise_maps(maps, labels.tolist(), size).maps, vectors[f"cam_{case}"], rtol=0, atol=1e-6
+    )
+    full = normalise_maps(full_size_maps(raw, size)[0].numpy(), labels.tolist(), size, stride=1)
     np.testing.assert_allclose(full.maps, vectors[f"high_res_{case}"], rtol=0, atol=1e-6)
 
 

@@ -25,7 +25,14 @@ from weakseg.methods.seam import (
 )
 from weakseg.methods.seam import View as SeamView
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import multi_scale_maps, normalise_image, resize_image, resize_through_view, stretch_maps
+from weakseg.ops.activation import (
+    Views,
+    multi_scale_maps,
+    normalise_image,
+    resize_image,
+    resize_through_view,
+    stretch_maps,
+)
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
 from weakseg.ops.pixelcorrelation import pixel_correlation
 
@@ -219,8 +226,8 @@ def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
     present = vectors[f"label_{case}"].nonzero()[0]
     np.testing.assert_array_equal(present, vectors[f"cam_keys_{case}"])
 
-    views = []
-    for scale in (0.5, 1.0, 1.5, 2.0):
+    views, scales = [], (0.5, 1.0, 1.5, 2.0)
+    for scale in scales:
         scaled = as_batch(resize_image(image, scale)[None])
         maps = network.activation_maps(torch.cat([scaled, scaled.flip(3)]))[:, present]
         full = resize_through_view(maps, tuple(scaled.shape[2:]), size)
@@ -231,8 +238,10 @@ def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
         agrees(view[:, ::2, ::2], expected, 1e-4, relative=True)
         agrees(stats(view), expected_stats, 1e-4, relative=True)
 
-    scales, cpu = (0.5, 1.0, 1.5, 2.0), torch.device("cpu")
-    summed = multi_scale_maps(network.activation_maps, [image], scales, cpu, 1, resize_through_view)[0, present]
+    labels = [0, *(present + 1).tolist()]
+    (summed,) = multi_scale_maps(
+        network.activation_maps, Views.of([image], scales), [labels[1:]], "cpu", 1, resize_through_view
+    )
     maps = stretch_maps(summed.numpy(), clamp=False)
     expected = vectors[f"cam_{case}"]
     assert (np.abs(maps - expected) <= 2e-3 * np.maximum(1, np.abs(expected))).all()
@@ -240,9 +249,8 @@ def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
         stretch_maps(np.zeros((1, 2, 2), np.float32), clamp=False), vectors[f"absent_value_{case}"]
     )
 
-    labels = np.array([0, *(present + 1)], np.uint8)
     with_threshold = np.concatenate([np.full((1, *size), 0.26, np.float32), maps])
-    wrong = labels[with_threshold.argmax(0)] != vectors[f"prediction_{case}"]
+    wrong = np.array(labels)[with_threshold.argmax(0)] != vectors[f"prediction_{case}"]
     assert wrong.mean() <= 0.005
     for alpha in (4, 24):
         np.testing.assert_array_equal(labels, vectors[f"crf_{alpha}_keys_{case}"])

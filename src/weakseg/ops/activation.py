@@ -25,6 +25,11 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 EPSILON = 1e-5
 
+PIXELS_AT_ONCE = 1 << 23
+PIXELS_AT_ONCE_ON_CPU = 1 << 18
+"""How many pixels of images go through a network together. On a CPU more than one photograph is slower: the features of
+its first layers, hundreds of bytes a pixel, leave the cache, and each layer asks the system for new memory."""
+
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 
@@ -49,22 +54,57 @@ def resize_image(image: Pixels, scale: float) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def maps_per_scale(
-    activation_maps: Callable[[Tensor], Tensor],
-    images: Sequence[Pixels],
-    scales: Sequence[float],
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """For each scale, maps of the images plus the mirrored maps of the mirrored images, (N, C, h, w) of any h, w.
+@dataclass(frozen=True)
+class Views:
+    """N images of one `size` (H, W) at several scales: `scaled` has uint8 (N, h, w, 3) for each scale."""
 
-    `activation_maps` takes normalised images (2N, 3, H, W); `images` are N uint8 images (H, W, 3) of one size.
+    size: Size
+    scaled: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, images: Sequence[Pixels], scales: Sequence[float], device: torch.device | str = "cpu") -> Views:
+        """Resize uint8 images (H, W, 3) of one size. Needs no network, so threads can do it ahead of one; for CUDA the
+        pixels are put where a device can fetch them by itself."""
+        scaled = (torch.from_numpy(np.stack([resize_image(image, scale) for image in images])) for scale in scales)
+        if torch.device(device).type == "cuda":
+            scaled = (images.pin_memory() for images in scaled)
+        return cls((images[0].shape[0], images[0].shape[1]), tuple(scaled))
+
+
+def network_outputs(
+    network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device | str, *, mirror: bool
+) -> Tensor:
+    """Outputs (N, C, h, w) of `network` for uint8 images (N, H, W, 3), on `device`, without gradients. With `mirror`,
+    the mirrored outputs for the mirrored images are added.
+
+    `network` takes normalised images (n, 3, H, W), as many at a time as their size and the kind of device allow. An
+    output may also have no sides (N, C), without `mirror`.
     """
-    for scale in scales:
-        batch = torch.from_numpy(np.stack([normalise_image(resize_image(image, scale)) for image in images])).to(device)
-        with torch.inference_mode():
-            maps, mirrored = activation_maps(torch.cat([batch, batch.flip(3)])).float().chunk(2)
-            maps = maps + mirrored.flip(3)
-        yield maps
+    with torch.inference_mode():
+        inputs = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        if mirror:
+            inputs = torch.cat([inputs, inputs.flip(3)])
+        pixels = PIXELS_AT_ONCE_ON_CPU if inputs.device.type == "cpu" else PIXELS_AT_ONCE
+        parts = inputs.split(max(1, pixels // (inputs.shape[2] * inputs.shape[3])))
+        outputs = torch.cat([network(_normalised(part)).float() for part in parts])
+        if mirror:
+            outputs, mirrored = outputs.chunk(2)
+            outputs = outputs + mirrored.flip(3)
+        return outputs
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """`normalise_image` for uint8 tensors (N, 3, H, W), where they are."""
+    mean, std = (torch.from_numpy(values).to(images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def maps_per_scale(
+    activation_maps: Callable[[Tensor], Tensor], views: Views, device: torch.device | str
+) -> Iterator[Tensor]:
+    """For each scale, maps of the images plus the mirrored maps of the mirrored images, (N, C, h, w) of any h, w."""
+    for images in views.scaled:
+        yield network_outputs(activation_maps, images, device, mirror=True)
 
 
 def resize_maps(maps: Tensor, view: Size, size: Size) -> Tensor:
@@ -79,33 +119,41 @@ def resize_through_view(maps: Tensor, view: Size, size: Size) -> Tensor:
     return F.interpolate(at_view, size, mode="bilinear", align_corners=False)
 
 
-def sum_resized(maps: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+def sum_resized(maps: Iterable[Tensor], size: Size) -> Tensor:
     """The sum of maps (N, C, any, any), each resized bilinearly (align_corners=False) to `size`."""
-    return torch.stack([F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]).sum(0)
+    return torch.stack([resize_maps(m, size, size) for m in maps]).sum(0)
 
 
+@torch.inference_mode()
 def multi_scale_maps(
     activation_maps: Callable[[Tensor], Tensor],
-    images: Sequence[Pixels],
-    scales: Sequence[float],
-    device: torch.device,
+    views: Views,
+    labels: Sequence[Sequence[int]],
+    device: torch.device | str,
     stride: int = 4,
     resize: Callable[[Tensor, Size, Size], Tensor] = resize_maps,
-) -> Tensor:
-    """Maps (N, C, ceil(H / stride), ceil(W / stride)) summed over scales and mirror images, on `device`.
+) -> list[Tensor]:
+    """For each image, the maps (K, ceil(H / stride), ceil(W / stride)) of its `labels` (1 … C, in their order), summed
+    over scales and mirror images; they stay on `device`.
 
-    `activation_maps` takes normalised images (2N, 3, H, W) to maps (2N, C, h, w) ≥ 0. `images` are N uint8 RGB
-    images (H, W, 3) of one size. The network should be in evaluation mode. `resize` brings the maps of a view from its
-    size to that of the result.
+    `activation_maps` takes normalised images (n, 3, H, W) to maps (n, C, h, w) ≥ 0 of all classes; its network should
+    be in evaluation mode. `resize` brings maps (K of all images, 1, h, w) of a view to the size of the result: only
+    those of present classes are.
     """
-    height, width = images[0].shape[:2]
+    height, width = views.size
     size = (-(-height // stride), -(-width // stride))
-    maps = maps_per_scale(activation_maps, images, scales, device)
-    views = (scaled_size((height, width), scale) for scale in scales)
-    return torch.stack([resize(m, view, size) for m, view in zip(maps, views, strict=True)]).sum(0)
+    present = [(image, label - 1) for image, group in enumerate(labels) for label in group]
+    image_index, class_index = torch.tensor(present, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+    total = torch.zeros((len(present), 1, *size), device=device)
+    for images, maps in zip(views.scaled, maps_per_scale(activation_maps, views, device), strict=True):
+        if any(not 1 <= label <= maps.shape[1] for group in labels for label in group):
+            raise ValueError(f"labels {list(labels)} are not all in 1 … {maps.shape[1]}")
+        view = (images.shape[1], images.shape[2])
+        total += resize(maps[image_index, class_index][:, None], view, size)
+    return list(total[:, 0].split([len(group) for group in labels]))
 
 
-def full_size_maps(maps: Iterable[Tensor], size: tuple[int, int], output_stride: int = 16) -> Tensor:
+def full_size_maps(maps: Iterable[Tensor], size: Size, output_stride: int = 16) -> Tensor:
     """The sum of maps (N, C, any, any) of all scales at the size (H, W) of the image, as IRNet has it: each is resized
     to the next multiples of the network's stride, and the sum is cropped."""
     height, width = size
@@ -215,18 +263,16 @@ def stretch_maps(maps: npt.NDArray[np.float32], *, clamp: bool = True) -> npt.ND
     return stretched.clip(0) if clamp else stretched
 
 
-def normalise_present(
+Normalise = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+def normalise_maps(
     maps: npt.NDArray[np.float32],
-    labels: Iterable[int],
-    size: tuple[int, int],
+    labels: Sequence[int],
+    size: Size,
     stride: int = 4,
-    normalise: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] = divide_by_maximum,
+    normalise: Normalise = divide_by_maximum,
 ) -> ActivationMaps:
-    """Maps (C, h, w) ≥ 0 of all classes of an image of `size` (H, W), reduced to the labels present (1 … C) and brought
-    to [0, 1] by `normalise`."""
-    present = sorted(set(labels))
-    if present and not 1 <= present[0] <= present[-1] <= len(maps):
-        raise ValueError(f"labels {present} are not all in 1 … {len(maps)}")
-    kept = maps[[label - 1 for label in present]].astype(np.float32)
-    kept = normalise(kept)
-    return ActivationMaps(np.array(present, np.int16), kept, size, stride)
+    """Maps (K, h, w) ≥ 0 of the `labels` present in an image of `size` (H, W), brought to [0, 1] by `normalise`. The
+    map of a class that nothing speaks for is zero."""
+    return ActivationMaps(np.array(labels, np.int16), normalise(maps), size, stride)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
+from weakseg import parallel
 from weakseg.data.transforms import Factor
+from weakseg.methods.base import Image
 from weakseg.methods.store import Model
-from weakseg.ops.activation import multi_scale_maps, normalise_image, normalise_present
+from weakseg.ops.activation import Views, multi_scale_maps, network_outputs, normalise_maps
 from weakseg.ops.densecrf import dense_crf, known_parameters, unary_from_probabilities
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
+
+T = TypeVar("T")
+LabelArray = npt.NDArray[np.uint8]
 
 PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
@@ -45,29 +52,72 @@ class Prediction:
     """`labels` uint8 (H, W), and the scores they come from: row r of `scores` float32 (R, H, W) is of label
     `score_labels[r]`; the largest wins. A segmenter's scores are probabilities of all classes."""
 
-    labels: npt.NDArray[np.uint8]
+    labels: LabelArray
     scores: npt.NDArray[np.float32]
-    score_labels: npt.NDArray[np.uint8]
+    score_labels: LabelArray
 
 
-def predict(model: Model, image: npt.NDArray[np.uint8], inference: Inference, device: torch.device) -> Prediction:
+def predict(model: Model, image: Image, inference: Inference, device: torch.device) -> Prediction:
     """What a model sees in an image (H, W, 3). Its network must be on `device`, in evaluation mode.
 
     A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores, and
     then where, by its activation maps against `inference.threshold`.
     """
+    ((scores, labels),) = _scores(model, [image], Views.of([image], inference.scales, device), inference, device)
+    return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
+
+
+def predict_batches(
+    model: Model,
+    batches: Iterable[Sequence[T]],
+    read: Callable[[T], Image | None],
+    write: Callable[[T, Image, Prediction], None],
+    inference: Inference,
+    device: torch.device,
+) -> Iterator[None]:
+    """`predict` for many images, in batches of one size; yields once for each that is written. Threads `read` ahead of
+    the network and decide and `write` behind it. An item that `read` gives None for is left out."""
+
+    def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Image]], Views | None]:
+        found = [(item, image) for item in batch if (image := read(item)) is not None]
+        return found, Views.of([image for _, image in found], inference.scales, device) if found else None
+
+    def compute(inputs: tuple[list[tuple[T, Image]], Views | None]) -> Iterator[tuple[T, Image, Tensor, LabelArray]]:
+        found, views = inputs
+        if views is None:
+            return
+        all_scores = _scores(model, [image for _, image in found], views, inference, device)
+        for (item, image), (scores, labels) in zip(found, all_scores, strict=True):
+            yield item, image, scores, labels
+
+    def finish(result: tuple[T, Image, Tensor, LabelArray]) -> None:
+        item, image, scores, labels = result
+        # The thread waits for the device here, not the one that keeps it busy.
+        write(item, image, decide(image, scores.cpu().numpy(), labels, inference.crf, device))
+
+    return parallel.pipelined(prepare, compute, finish, batches)
+
+
+def _scores(
+    model: Model, images: Sequence[Image], views: Views, inference: Inference, device: torch.device
+) -> Iterator[tuple[Tensor, LabelArray]]:
+    """For each of `images` of one size, scores (R, H, W) before any CRF, perhaps on `device`, and their labels (R,)."""
     if model.kind == "SEGMENTER":
-        scores = multi_scale_probabilities(
-            model.network.logits, image, inference.scales, mirror=inference.mirror, device=device
-        )
-        labels = np.arange(len(scores), dtype=np.uint8)
-    else:
-        scores, labels = _classifier_scores(model, image, inference, device)
-    return decide(image, scores, labels, inference.crf, device)
+        for scores in multi_scale_probabilities(model.network.logits, views, device, mirror=inference.mirror):
+            yield scores, np.arange(len(scores), dtype=np.uint8)
+        return
+    original = torch.from_numpy(np.stack(images))
+    probabilities = torch.sigmoid(network_outputs(model.network.scores, original, device, mirror=False))
+    labels = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
+    maps = multi_scale_maps(model.network.activation_maps, views, labels, device)
+    for present, of_present in zip(labels, maps, strict=True):
+        kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
+        scores = torch.from_numpy(against_background(kept.upsampled(), inference.threshold))
+        yield scores, np.array([0, *present], np.uint8)
 
 
 def decide(
-    image: npt.NDArray[np.uint8],
+    image: Image,
     scores: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
     crf: str | None,
@@ -83,15 +133,3 @@ def decide(
 def against_background(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
     """Maps (K, H, W) with a constant background of score `threshold` before them, (K + 1, H, W)."""
     return np.concatenate([np.full((1, *maps.shape[1:]), threshold, np.float32), maps])
-
-
-def _classifier_scores(
-    model: Model, image: npt.NDArray[np.uint8], inference: Inference, device: torch.device
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    with torch.inference_mode():
-        batch = torch.from_numpy(normalise_image(image))[None].to(device)
-        probabilities = torch.sigmoid(model.network.scores(batch))[0]
-    present: Sequence[int] = (torch.nonzero(probabilities >= PRESENT).flatten() + 1).tolist()
-    maps = multi_scale_maps(model.network.activation_maps, [image], inference.scales, device)[0].cpu().numpy()
-    kept = normalise_present(maps, present, (image.shape[0], image.shape[1]))
-    return against_background(kept.upsampled(), inference.threshold), np.array([0, *present], np.uint8)

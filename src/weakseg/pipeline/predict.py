@@ -12,13 +12,17 @@ import torch
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, write_image, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_json, write_npz
-from weakseg.methods.store import CONFIG_NAME, Model, load_model
-from weakseg.pipeline.inference import PRESENT, Inference, predict
+from weakseg.methods.base import Image
+from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
+from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict_batches
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.progress import Progress
 from weakseg.settings import validate
+
+Job = tuple[Path, Path]
+"""An image, and the path of its outputs below the output folder, without suffix."""
 
 NO_EFFECT = {"SEGMENTER": "threshold", "LOCALISER": "mirror"}
 """A segmenter has no threshold, and activation maps are always made from the image and its mirror image."""
@@ -48,7 +52,7 @@ def _checked(model: Model, path: Path) -> Model:
     return model
 
 
-def image_files(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+def image_files(inputs: Sequence[Path], out: Path) -> list[Job]:
     """The images among files and folders, each with the path of its outputs below the output folder, without suffix.
 
     Folders are searched through all levels; hidden files, and what lies in the folder `out`, are left out. Raises
@@ -105,26 +109,31 @@ def predict_files(
         raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind.lower()}; leave it out.")
     inference = validate(Inference, {**model.inference, **changes}, "inference")
     files = image_files(inputs, out)
-    model.network.to(device)
+    make_ready(model, device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
-    failures: list[str] = []
+    failures: dict[Job, str] = {}
+
+    def read(job: Job) -> Image | None:
+        try:
+            return read_image(job[0])
+        except WeaksegError as error:
+            failures[job] = str(error)
+            return None
+
+    def write(job: Job, image: Image, prediction: Prediction) -> None:
+        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels)
+        if overlays:
+            write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
+        if probabilities:
+            arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
+            write_npz(_output(out, "scores", job[1], ".npz"), arrays)
+
     with Progress("predicting", len(files)) as progress:
-        for file, output in files:
-            try:
-                image = read_image(file)
-            except WeaksegError as error:
-                failures.append(str(error))
-                progress.advance()
-                continue
-            prediction = predict(model, image, inference, device)
-            write_label_map(_output(out, "masks", output, ".png"), prediction.labels)
-            if overlays:
-                write_image(_output(out, "overlays", output, ".png"), overlay(image, prediction.labels))
-            if probabilities:
-                arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
-                write_npz(_output(out, "scores", output, ".npz"), arrays)
+        for _ in predict_batches(model, [[job] for job in files], read, write, inference, device):
             progress.advance()
-    return Outcome(_how(model, inference), len(files) - len(failures), failures)
+        progress.advance(len(failures))
+    in_order = [failures[job] for job in files if job in failures]
+    return Outcome(_how(model, inference), len(files) - len(failures), in_order)
 
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:

@@ -13,14 +13,19 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.store import Model, load_model
+from weakseg.methods.base import Image
+from weakseg.methods.store import Model, load_model, make_ready
 from weakseg.pipeline import stamps
-from weakseg.pipeline.inference import Inference, predict
+from weakseg.pipeline.inference import Inference, Prediction, predict_batches
 from weakseg.pipeline.measures import LabelMap, measure_masks
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
+from weakseg.pipeline.stages.maps import same_size_batches
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.progress import Progress
+
+BATCH_SIZE = 8
+"""Images of one size that go through a segmenter together."""
 
 
 class Evaluate(Stage):
@@ -94,13 +99,20 @@ def predict_samples(
     context: Context, model: Model, inference: Inference, samples: Sequence[Sample], folder: Path
 ) -> None:
     """Write a segmenter's label maps of all samples."""
-    model.network.to(context.fabric.device)
-    mine = parallel.share(samples)
-    waiting = [sample for sample in mine if not prediction_path(folder, sample).exists()]
-    with Progress("predicting", len(mine), done=len(mine) - len(waiting)) as progress:
-        for sample in waiting:
-            labels = predict(model, read_image(sample.image), inference, context.fabric.device).labels
-            write_label_map(prediction_path(folder, sample), labels)
+    device = context.fabric.device
+    make_ready(model, device)
+
+    def read(sample: Sample) -> Image:
+        return read_image(sample.image)
+
+    def write(sample: Sample, image: Image, prediction: Prediction) -> None:
+        write_label_map(prediction_path(folder, sample), prediction.labels)
+
+    batches = parallel.share(same_size_batches(samples, BATCH_SIZE))
+    waiting = [batch for batch in batches if not all(prediction_path(folder, sample).exists() for sample in batch)]
+    total = sum(map(len, batches))
+    with Progress("predicting", total, done=total - sum(map(len, waiting))) as progress:
+        for _ in predict_batches(model, waiting, read, write, inference, device):
             progress.advance()
     parallel.barrier()
 

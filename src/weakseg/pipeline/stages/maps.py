@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import image_size, read_image
 from weakseg.data.transforms import Factor
-from weakseg.methods.store import load_model
+from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.activation import (
+    Size,
+    Views,
     divide_by_maximum,
     multi_scale_maps,
-    normalise_present,
+    normalise_maps,
     resize_maps,
     resize_through_view,
     stretch_maps,
@@ -27,6 +30,8 @@ from weakseg.progress import Progress
 
 STYLES = {"irnet": (resize_maps, divide_by_maximum), "seam": (resize_through_view, stretch_maps)}
 """How maps are resized, and how they are normalised."""
+
+Batch = Sequence[Sample]
 
 
 class Maps(Stage):
@@ -49,21 +54,33 @@ class Maps(Stage):
         return [stamps.images(samples), stamps.weak_labels(samples)]
 
     def run(self, context: Context, folder: Path) -> None:
+        resize, normalise = STYLES[self.style]
         device = context.fabric.device
-        network = load_model(context.folder(self.localiser) / MODEL_FOLDER).network.to(device)
+        model = load_model(context.folder(self.localiser) / MODEL_FOLDER)
+        make_ready(model, device)
+
+        def read(batch: Batch) -> tuple[Batch, Views]:
+            return batch, Views.of([read_image(sample.image) for sample in batch], self.scales, device)
+
+        def compute(inputs: tuple[Batch, Views]) -> Iterator[tuple[Sample, list[int], Size, Tensor]]:
+            batch, views = inputs
+            labels = [sorted(sample.labels.present()) for sample in batch]
+            maps = multi_scale_maps(model.network.activation_maps, views, labels, device, self.stride, resize)
+            for sample, present, of_present in zip(batch, labels, maps, strict=True):
+                yield sample, present, views.size, of_present
+
+        def write(result: tuple[Sample, list[int], Size, Tensor]) -> None:
+            sample, present, size, maps = result
+            # The thread waits for the device here, not the one that keeps it busy.
+            normalised = normalise_maps(maps.cpu().numpy(), present, size, self.stride, normalise)
+            normalised.save(map_path(folder, sample))
+
         batches = parallel.share(same_size_batches(context.weakly_labelled(), self.batch_size))
         waiting = [batch for batch in batches if not all(map_path(folder, sample).exists() for sample in batch)]
         total = sum(map(len, batches))
-        resize, normalise = STYLES[self.style]
         with Progress("activation maps", total, done=total - sum(map(len, waiting))) as progress:
-            for batch in waiting:
-                images = [read_image(sample.image) for sample in batch]
-                maps = multi_scale_maps(network.activation_maps, images, self.scales, device, self.stride, resize)
-                for sample, image, scores in zip(batch, images, maps.cpu().numpy(), strict=True):
-                    labels, size = sample.labels.present(), image.shape[:2]
-                    present = normalise_present(scores, labels, size, self.stride, normalise)
-                    present.save(map_path(folder, sample))
-                progress.advance(len(batch))
+            for _ in parallel.pipelined(read, compute, write, waiting):
+                progress.advance()
 
 
 def map_path(folder: Path, sample: Sample) -> Path:
@@ -71,7 +88,7 @@ def map_path(folder: Path, sample: Sample) -> Path:
     return folder / "maps" / f"{sample.name}.npz"
 
 
-def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
     """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
     so that the last bits of the results do not either."""
     by_size: dict[tuple[int, int], list[Sample]] = {}
