@@ -1,7 +1,7 @@
 # make demo   install, run the main job on toy data, show where the report is
 # make test   install, run the tests
 # make lint   ruff and mypy
-# make bench  the speed comparisons that need no GPU (benchmarks/*_cuda.py need one)
+# make bench  the speed comparisons that need no GPU; writes docs/benchmarks.md
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,14 +22,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+# Nothing else should run meanwhile.
 bench: .venv/.installed-bench
-	$(BIN)/python benchmarks/densecrf.py
-	$(BIN)/python benchmarks/threshold_curve.py
-	$(BIN)/python benchmarks/random_walk_affinitynet.py
-	$(BIN)/python benchmarks/affinity_loss.py
-	$(BIN)/python benchmarks/random_walk_irnet.py
-	$(BIN)/python benchmarks/irnet_pair_losses.py --size 512 512
-	$(BIN)/python benchmarks/pixel_correlation.py
+	$(BIN)/python benchmarks/report.py
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv

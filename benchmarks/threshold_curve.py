@@ -10,19 +10,18 @@ threshold and counts the confusion, two ways: "definition" compares whole maps i
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+import measure
 from weakseg.ops.metrics import THRESHOLDS, Confusion, ThresholdCurve, threshold_labels
 
 CLASSES, SIZE = 21, (375, 500)
 Image = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16], npt.NDArray[np.float32]]
+Passes = Callable[[list[Image]], list[Confusion]]
 
 
 def images(count: int) -> list[Image]:
@@ -68,47 +67,25 @@ def compiled_passes(data: list[Image]) -> list[Confusion]:
     return confusions
 
 
-def seconds(work: Callable[[list[Image]], list[Confusion]], data: list[Image]) -> float:
-    start = time.perf_counter()
-    work(data)
-    return time.perf_counter() - start
-
-
-def processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     data = images(arguments.images)
-    baselines = {"60 passes, definition": passes_by_definition, "60 passes, compiled": compiled_passes}
-    expected = one_pass(data)
-    for name, baseline in baselines.items():
-        equal = all((a.matrix == b.matrix).all() for a, b in zip(expected, baseline(data), strict=True))
-        assert equal, f"{name}: other counts than in one pass"
-
-    print(f"{processor()}, {os.cpu_count()} cores, 1 used; numpy {np.__version__}, Python {platform.python_version()}")
-    print(
-        f"{arguments.images} images of {SIZE[0]} × {SIZE[1]}, {arguments.repeats} repeats, medians (least … largest)\n"
-    )
-    print(f"{'':24}{'ms per image':>28}{'times one pass':>28}")
-    runs = [
-        {"one pass": seconds(one_pass, data), **{name: seconds(work, data) for name, work in baselines.items()}}
-        for _ in range(arguments.repeats)
-    ]
-    for name in runs[0]:
-        milliseconds = [1e3 * run[name] / len(data) for run in runs]
-        print(f"{name:24}{spread(milliseconds):>28}{spread([run[name] / run['one pass'] for run in runs]):>28}")
-
-
-def spread(values: list[float]) -> str:
-    return f"{np.median(values):.1f} ({min(values):.1f} … {max(values):.1f})"
+    conditions = f"{arguments.images} images of {SIZE[0]} × {SIZE[1]}, {CLASSES} classes, 1 thread; times of one image"
+    table = measure.Table("The 60-point threshold curve: one pass against 60 passes in memory", conditions)
+    baselines: dict[str, tuple[Passes, float | None]] = {
+        "60-point curve, passes by the definition": (passes_by_definition, 30),
+        "60-point curve, passes of the compiled code": (compiled_passes, None),
+    }
+    for line, (baseline, target) in baselines.items():
+        equal = all((a.matrix == b.matrix).all() for a, b in zip(one_pass(data), baseline(data), strict=True))
+        assert equal, f"{line}: other counts than in one pass"
+        ours, peer = measure.alternate(partial(one_pass, data), partial(baseline, data), arguments.repeats)
+        times = (measure.milliseconds(taken, len(data)) for taken in (ours, peer))
+        table.rows.append(measure.Row(line, *times, measure.ratios(ours, peer), target, "all counts equal"))
+    measure.publish(table)
 
 
 if __name__ == "__main__":
