@@ -92,9 +92,9 @@ def floor(cam: CAM, data: list[Photograph], taken: float) -> str:
     pixels = sum(picture.shape[0] * picture.shape[1] for picture, _ in data)
     all_views = one * views * pixels / image[0, 0].numel()
     return (
-        f"the convolutions are {all_views / 1e9:,.0f} GFLOP, which ours runs at {all_views / taken / 1e9:.0f} GFLOP/s, all "
-        f"else included; the network alone, one view at scale 1, reaches {one / alone / 1e9:.0f}, a product of matrices "
-        f"{measure.matrix_rate():.0f}: depthwise convolutions do few operations on each byte"
+        f"the convolutions are {all_views / 1e9:,.0f} GFLOP, which ours runs at {all_views / taken / 1e9:.0f} GFLOP/s, "
+        f"all else included; the network alone, one view at scale 1, reaches {one / alone / 1e9:.0f}, a product of "
+        f"matrices {measure.matrix_rate():.0f}: depthwise convolutions do few operations on each byte"
     )
 
 

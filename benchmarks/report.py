@@ -70,8 +70,8 @@ def header() -> str:
     threads, product, copy = torch.get_num_threads(), measure.matrix_rate(), measure.copy_rate()
     return (
         "# Speed\n\n"
-        "Written by `make bench`, which runs every script in `benchmarks/`; they say exactly what is compared. Ours and "
-        "the peer take turns in one process. A ratio is the peer's time over ours in the same turn: the median (least "
+        "Written by `make bench`, which runs every script in `benchmarks/`; they say what is compared. Ours and the "
+        "peer take turns in one process. A ratio is the peer's time over ours in the same turn: the median (least "
         "… largest). Results of both sides were compared first.\n\n"
         f"{time.strftime('%Y-%m-%d')}: {system}. For scale: with {threads} threads, a product of float32 matrices runs "
         f"at {product:.0f} GFLOP/s here, and a copy reads and writes {copy:.0f} GB/s."
