@@ -1,6 +1,6 @@
 """IRNet's pair losses and their gradients (radius 10): one offset after the other against all pairs gathered at once.
 
-    python benchmarks/irnet_pair_losses.py --size 512 512 [--repeats 5] [--threads 1]
+    python benchmarks/irnet_pair_losses.py [--size 512 512] [--repeats 5] [--threads 1]
 
 The gathering side does as the original: boundaries are gathered along all paths through index tensors, which it is
 given ready-made (223 MB at this size, not counted as its memory), their maxima pooled, and the losses formed from
@@ -83,4 +83,4 @@ def prepare(size: measure.Size) -> dict[str, measure.Comparison]:
 
 
 if __name__ == "__main__":
-    measure.main(__doc__, prepare, stride=4, tolerance=1e-3)
+    measure.main(__doc__, prepare, stride=4, tolerance=1e-3, size=(512, 512))

@@ -2,7 +2,8 @@
 
 A benchmark compares ours with a peer: both run in turn in one process, so that a machine that is busy for a moment is
 so for both; their results must agree; a ratio is the peer's time over ours of the same turn. A script makes a `Table`
-and publishes it, which prints it. `report.py` collects the tables of all scripts.
+and publishes it, which prints it; where it lacks what it needs, it says so with `not_measured`. `report.py` collects
+the tables of all scripts.
 
 Peak memory is measured in a process of its own for each side: the growth of the resident memory over what inputs,
 libraries and compiled code take (a small example runs before). Linux only, as the high-water mark that is read,
@@ -21,16 +22,44 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
+
+T = TypeVar("T")
+Size = tuple[int, int]
+Work = Callable[[], Any]
 
 TABLE_FILE = "WEAKSEG_BENCHMARK_TABLE"
 """The variable of the environment that names the file to which a script's table goes as well, as JSON."""
 
-Size = tuple[int, int]
-Work = Callable[[], Any]
+SMOKE = "WEAKSEG_BENCHMARK_SMOKE"
+"""The variable of the environment that makes all defaults tiny: what is measured then says only that a script runs."""
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PHOTOGRAPHS = SHARED / "data/voc8_native"
+
+
+def usually(full: T, smoke: T) -> T:
+    """The default of a script's option, and what it is to be where scripts are only tried."""
+    return smoke if SMOKE in os.environ else full
+
+
+def photographs(title: str, folder: Path, count: int) -> list[np.ndarray]:
+    """The first photographs (H, W, 3) below a folder, at most `count`; for want of any, the table of that title says
+    so."""
+    files = sorted(folder.rglob("*.jpg"))[:count]
+    if not files:
+        not_measured(title, f"no photographs (*.jpg) in {folder.name}; name a folder that has some")
+    part = usually(slice(None), slice(96))
+    return [np.array(Image.open(file).convert("RGB"))[part, part].copy() for file in files]
+
+
+# Tables
 
 
 @dataclass
@@ -49,12 +78,12 @@ class Row:
 
 @dataclass
 class Table:
-    """The rows of one claim. `cuda` says that the claim has a line for CUDA, which needs a device."""
+    """The rows of one claim; none, if it was not measured, and `conditions` says why."""
 
     title: str
     conditions: str
     rows: list[Row] = field(default_factory=list)
-    cuda: bool = False
+    remark: str = ""
 
 
 def publish(table: Table) -> None:
@@ -66,9 +95,15 @@ def publish(table: Table) -> None:
         print(f"    ours {row.ours}, peer {row.peer}")
         for remark in filter(None, (row.agreement, row.floor)):
             print(f"    {remark}")
-    sys.stdout.flush()
+    print(table.remark, flush=True)
     if TABLE_FILE in os.environ:
         Path(os.environ[TABLE_FILE]).write_text(json.dumps(asdict(table)))
+
+
+def not_measured(title: str, reason: str) -> NoReturn:
+    """Publish that a claim cannot be measured here, and end the script; that is no failure of it."""
+    publish(Table(title, f"not measured: {reason}"))
+    sys.exit()
 
 
 def met(row: Row) -> bool:
@@ -89,6 +124,12 @@ def alternate(ours: Work, peer: Work, repeats: int, peer_repeats: int | None = N
             taken[1].append(seconds(peer))
         taken[0].append(seconds(ours))
     return taken
+
+
+def in_turn(sides: Sequence[Work], repeats: int) -> list[list[float]]:
+    """The seconds of each of several sides, which take turns."""
+    turns = [[seconds(side) for side in sides] for _ in range(repeats)]
+    return [list(side) for side in zip(*turns, strict=True)]
 
 
 def seconds(work: Work) -> float:
@@ -123,7 +164,7 @@ def memory_growth(small: Work, work: Work) -> float:
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = memory("VmHWM")
     work()
-    return memory("VmHWM") - before
+    return max(memory("VmHWM") - before, 1 / 256)  # a page, so that ratios exist
 
 
 def memory(entry: str) -> float:
@@ -146,14 +187,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@cache
 def matrix_rate() -> float:
-    """GFLOP/s of a product of two float32 matrices of 2048 × 2048, with as many threads as torch uses now."""
+    """GFLOP/s of a product of two float32 matrices of 2048 × 2048, with as many threads as torch uses at first."""
     matrix = torch.rand(2048, 2048)
     return 2 * 2048**3 / min(seconds(lambda: matrix @ matrix) for _ in range(4)) / 1e9
 
 
+@cache
 def copy_rate() -> float:
-    """GB/s read and written by a copy of 256 MiB, with as many threads as torch uses now."""
+    """GB/s read and written by a copy of 256 MiB, with as many threads as torch uses at first."""
     source, target = torch.rand(2, 1 << 26)
     return 2 * 4 * (1 << 26) / min(seconds(lambda: target.copy_(source)) for _ in range(4)) / 1e9
 
@@ -183,11 +226,14 @@ class Comparison(NamedTuple):
 Prepare = Callable[[Size], dict[str, Comparison]]
 
 
-def main(description: str, prepare: Prepare, stride: int, tolerance: float, threads: int = 1) -> None:
+def main(
+    description: str, prepare: Prepare, stride: int, tolerance: float, threads: int = 1, size: Size = (375, 500)
+) -> None:
     """Run the comparisons of a script for images of `--size` at `stride`: two rows for each, time and peak memory."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar=("HEIGHT", "WIDTH"), help="in pixels")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each side is timed")
+    size = usually(size, (96, 128))
+    parser.add_argument("--size", type=int, nargs=2, default=size, metavar=("HEIGHT", "WIDTH"), help="in pixels")
+    parser.add_argument("--repeats", type=int, default=usually(5, 1), help="how often each side is timed")
     parser.add_argument("--threads", type=int, default=threads, help="of torch")
     parser.add_argument("--peak", nargs=2, metavar=("TITLE", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -9,7 +9,6 @@ IRNet's walk (stride 4, 256 steps, 3 classes), as powers and as Chebyshev series
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ import torch
 import measure
 from weakseg.ops.randomwalk import pair_offsets, random_walk
 
+TITLE = "Random walks on CUDA against our compiled steps on one CPU core"
 WALKS = {  # stride, maps, β, steps, Chebyshev
     "IRNet": (4, 3, 10, 256, False),
     "IRNet, Chebyshev": (4, 3, 10, 256, True),
@@ -27,12 +27,14 @@ WALKS = {  # stride, maps, β, steps, Chebyshev
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time random walks on a CUDA device against one CPU core.")
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), metavar=("HEIGHT", "WIDTH"), help="in pixels")
-    parser.add_argument("--batch", type=int, default=16, help="images at once")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=measure.usually(16, 2), help="images at once")
+    parser.add_argument("--repeats", type=int, default=measure.usually(5, 1))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: nothing was measured.")
-    print(f"{arguments.batch} images at once, {torch.cuda.get_device_name()}; {measure.processor()}")
+        measure.not_measured(TITLE, "no CUDA device")
+    table = measure.Table(
+        TITLE, f"{arguments.batch} images at once, {torch.cuda.get_device_name()}; times of one image"
+    )
     generator = torch.Generator().manual_seed(0)
     for title, (stride, maps, beta, steps, chebyshev) in WALKS.items():
         size = [-(-side // stride) for side in arguments.size]
@@ -42,10 +44,13 @@ def main() -> None:
         def walk(values: torch.Tensor, affinities: torch.Tensor, beta=beta, steps=steps, chebyshev=chebyshev):
             return random_walk(values, affinities, beta=beta, steps=steps, chebyshev=chebyshev)
 
-        compare(title, walk, (values, affinities), arguments.repeats)
+        table.rows.append(compare(title, walk, (values, affinities), arguments.repeats))
+    measure.publish(table)
 
 
-def compare(title: str, walk: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], repeats: int) -> None:
+def compare(
+    title: str, walk: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], repeats: int
+) -> measure.Row:
     one, on_device = [tensor[:1] for tensor in inputs], [tensor.cuda() for tensor in inputs]
 
     def batch() -> torch.Tensor:
@@ -55,9 +60,12 @@ def compare(title: str, walk: Callable[..., torch.Tensor], inputs: tuple[torch.T
 
     difference = float((batch()[:1].cpu() - walk(*one)).abs().max())
     assert difference < 1e-5, f"{title}: the two sides differ by {difference:g}"
-    times = [(measure.timed(batch)[0] / len(inputs[0]), measure.timed(lambda: walk(*one))[0]) for _ in range(repeats)]
-    ours, theirs = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    print(f"{title}: {ours:.2f} ms an image, CPU {theirs:.1f} ms: {measure.spread([b / a for a, b in times])} times")
+    batches, theirs = measure.alternate(batch, lambda: walk(*one), repeats)
+    ours = [taken / len(inputs[0]) for taken in batches]
+    agreement = f"largest difference {difference:.0e}"
+    return measure.Row(
+        title, measure.milliseconds(ours), measure.milliseconds(theirs), measure.ratios(ours, theirs), None, agreement
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 import measure
-from weakseg.ops.randomwalk import boundary_walk, pair_offsets, path
+from random_walk_affinitynet import floor
+from weakseg.ops.randomwalk import boundary_walk, chebyshev_coefficients, pair_offsets, path
 
 CLASSES, RADIUS, BETA, LOG2_STEPS = 3, 5, 10, 8
 
@@ -58,9 +59,12 @@ def prepare(size: measure.Size) -> dict[str, measure.Comparison]:
             baseline_peak=lambda: dense_walk(maps, boundary, squarings=1),
             target=100,
             memory_limit=50,
+            floor=floor(CLASSES, 2**LOG2_STEPS, size),
         ),
         "IRNet walk, Chebyshev form against 256 steps of ours": measure.Comparison(
-            lambda: boundary_walk(maps, boundary, chebyshev=True), ours
+            lambda: boundary_walk(maps, boundary, chebyshev=True),
+            ours,
+            floor=floor(CLASSES, len(chebyshev_coefficients(2**LOG2_STEPS)) - 1, size),
         ),
     }
 

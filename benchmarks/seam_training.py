@@ -11,7 +11,6 @@ images per second and peak memory follow in fp32 and bf16.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 
@@ -101,21 +100,21 @@ class Behind(torch.nn.Module):
         return self.features[images.shape]
 
 
-def alternate(title: str, ours: Callable[[], Tensor], baseline: Callable[[], Tensor], repeats: int) -> None:
-    times: list[tuple[float, float]] = []
-    for _ in range(repeats):
-        (our_time, result), (their_time, expected) = measure.timed(ours), measure.timed(baseline)
-        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
-        times.append((our_time, their_time))
-    ratios = [theirs / own for own, theirs in times]
-    columns = [measure.spread([1e3 * pair[side] for pair in times]) for side in (0, 1)]
-    print(f"{title}: {measure.spread(ratios)} times as fast; ours {columns[0]} ms, dense {columns[1]} ms", flush=True)
+def compare(title: str, ours: Callable[[], Tensor], dense: Callable[[], Tensor], repeats: int) -> measure.Row:
+    losses: dict[str, list[Tensor]] = {"ours": [], "dense": []}
+    taken = measure.alternate(lambda: losses["ours"].append(ours()), lambda: losses["dense"].append(dense()), repeats)
+    found, expected = (torch.stack(side) for side in losses.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    times = (measure.milliseconds(side) for side in taken)
+    agreement = f"largest difference of losses {float((found - expected).abs().max()):.0e}"
+    return measure.Row(title, *times, measure.ratios(*taken), None, agreement)
 
 
-def on_cuda(batch: int, size: int, steps: int = 20) -> None:
+def on_cuda(batch: int, size: int, steps: int) -> str:
+    """Images per second and peak memory, in words."""
     if not torch.cuda.is_available():
-        print("CUDA: this machine has no device; images per second and memory in fp32 and bf16 are not measured")
-        return
+        return "On CUDA, images per second and memory in fp32 and bf16: not measured: no CUDA device."
+    found = []
     for name, method in (("ours", SEAM), ("dense", DenseSEAM)):
         for precision, autocast in (("fp32", False), ("bf16", True)):
             network = build(method).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -130,30 +129,36 @@ def on_cuda(batch: int, size: int, steps: int = 20) -> None:
                 torch.cuda.synchronize()
             rate = steps * batch / (time.perf_counter() - start)
             peak = torch.cuda.max_memory_allocated() / 2**30
-            print(f"CUDA {torch.cuda.get_device_name()}, {precision}, {name}: {rate:.1f} images/s, peak {peak:.1f} GiB")
+            found.append(f"{precision}, {name}: {rate:.1f} images/s, peak {peak:.1f} GiB")
+    return f"On CUDA ({torch.cuda.get_device_name()}), {batch} images of {size}²: {'; '.join(found)}."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=448)
+    parser.add_argument("--size", type=int, default=measure.usually(448, 64))
     parser.add_argument("--batch", type=int, default=1, help="images of a step on the CPU")
     parser.add_argument("--cuda-batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--cuda-steps", type=int, default=measure.usually(20, 1))
+    parser.add_argument("--repeats", type=int, default=measure.usually(2, 1))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{measure.processor()}, {os.cpu_count()} cores, {arguments.threads} thread(s); torch {torch.__version__}")
-    print(f"SEAM, ResNet-38, {arguments.batch} image(s) of {arguments.size}²; medians (least … largest)")
+    table = measure.Table(
+        "A training step of SEAM against dense matrices and full-size maps",
+        f"ResNet-38, {arguments.batch} image(s) of {arguments.size}²; {arguments.threads} thread(s) of torch",
+    )
     batch = images_and_tags(arguments.batch, arguments.size)
     ours = build(SEAM)
     dense = build(DenseSEAM, ours.state_dict())
     behind = Behind(ours, batch)
     backbones = ours.backbone, dense.backbone
     ours.backbone = dense.backbone = behind  # type: ignore[assignment]
-    alternate("behind the backbone", lambda: step(ours, batch), lambda: step(dense, batch), 3 * arguments.repeats)
+    sides = (lambda: step(ours, batch)), (lambda: step(dense, batch))
+    table.rows.append(compare("SEAM's step behind the backbone", *sides, 3 * arguments.repeats))
     ours.backbone, dense.backbone = backbones
-    alternate("whole step", lambda: step(ours, batch), lambda: step(dense, batch), arguments.repeats)
-    on_cuda(arguments.cuda_batch, arguments.size)
+    table.rows.append(compare("SEAM's whole step", *sides, arguments.repeats))
+    table.remark = on_cuda(arguments.cuda_batch, arguments.size, arguments.cuda_steps)
+    measure.publish(table)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def compiled_passes(data: list[Image]) -> list[Confusion]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=measure.usually(8, 2))
+    parser.add_argument("--repeats", type=int, default=measure.usually(5, 1))
     arguments = parser.parse_args()
     data = images(arguments.images)
     conditions = f"{arguments.images} images of {SIZE[0]} × {SIZE[1]}, {CLASSES} classes, 1 thread; times of one image"
