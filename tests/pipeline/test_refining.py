@@ -97,7 +97,7 @@ def test_final_masks_that_lose_their_refinement_say_so() -> None:
 
 def test_a_refinement_replaces_another() -> None:
     affinitynet = load_recipe("affinitynet")
-    faster = load_recipe("affinitynet", ["affinity.train.epochs=1"])
+    faster = load_recipe("affinitynet", ["affinity.train.steps=100"])
     both = with_refinement(affinitynet, faster)
     inputs(both)
     assert [name for name, stage in both.stages.items() if stage.kind == "walk"] == ["walk"]
