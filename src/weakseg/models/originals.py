@@ -38,35 +38,35 @@ def rename(state: Mapping[str, Tensor], own_name: Callable[[str], str | None], i
 
     Raises `WeaksegError` for a name that is neither, and where two tensors get one name.
     """
+    kept, left_out = _without(state, ignored)
     renamed: dict[str, Tensor] = {}
-    left_out = []
-    for name, tensor in state.items():
-        if re.fullmatch(ignored, name):
-            left_out.append(name)
-            continue
+    for name, tensor in kept.items():
         own = own_name(name)
         if own is None:
             raise WeaksegError(f"a tensor of such a file is never called {name}")
         if own in renamed:
             raise WeaksegError(f"two of its tensors would be {own}, one of them {name}")
         renamed[own] = tensor
-    return Renamed(renamed, tuple(left_out))
+    return Renamed(renamed, left_out)
 
 
 def rename_copies(state: Mapping[str, Tensor], own_name: Callable[[str], str | None], ignored: str) -> Renamed:
     """Like `rename`, for a file that holds tensors more than once: those that get one name must be equal."""
+    kept, left_out = _without(state, ignored)
     renamed: dict[str, Tensor] = {}
-    left_out = []
-    for name, tensor in state.items():
-        if re.fullmatch(ignored, name):
-            left_out.append(name)
-            continue
+    for name, tensor in kept.items():
         own = own_name(name)
         if own is None:
             raise WeaksegError(f"it has a tensor {name}")
         if not torch.equal(renamed.setdefault(own, tensor), tensor):
             raise WeaksegError(f"its copies of {own} differ, {name} is one of them")
-    return Renamed(renamed, tuple(left_out))
+    return Renamed(renamed, left_out)
+
+
+def _without(state: Mapping[str, Tensor], ignored: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors whose names do not match the pattern `ignored`, and the names that do."""
+    left_out = tuple(name for name in state if re.fullmatch(ignored, name))
+    return {name: tensor for name, tensor in state.items() if name not in left_out}, left_out
 
 
 # IRNet's ResNet-50 ----------------------------------------------------------------------------------------------------
