@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional as F
 
 import measure
-from weakseg.methods.irnet import EPSILON, pair_losses
+from weakseg.methods.irnet import pair_losses
+from weakseg.ops.pairsums import EPSILON
 from weakseg.ops.randomwalk import pair_offsets, path
 
 IMAGES, RADIUS = 1, 10

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
-from weakseg.methods.irnet import EPSILON, IRNet, pair_losses
+from weakseg.methods.irnet import IRNet, pair_losses
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.pairsums import EPSILON
 from weakseg.ops.randomwalk import pair_offsets, path
 
 CPU = torch.device("cpu")

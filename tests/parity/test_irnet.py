@@ -24,7 +24,8 @@ from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances, centroids, clusters, compressed, connected_instances
-from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
+from weakseg.ops.pairs import kinds_of_pairs, shifted
+from weakseg.ops.pairsums import strongest_on_paths
 from weakseg.ops.randomwalk import pair_offsets
 from weakseg.ops.resize import resize_labels
 from weakseg.ops.schedule import poly_factor

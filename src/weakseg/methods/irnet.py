@@ -49,8 +49,8 @@ from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
 from weakseg.ops.instances import Instances, centroids, clusters, connected_instances
-from weakseg.ops.pairs import kinds_of_pairs, shifted, strongest_on_paths
-from weakseg.ops.randomwalk import boundary_walk, pair_offsets
+from weakseg.ops.pairsums import pair_sums
+from weakseg.ops.randomwalk import boundary_walk
 from weakseg.ops.resize import resize_labels
 from weakseg.parallel import gather, mean_over_ranks
 
@@ -60,7 +60,6 @@ STRIDE = 4
 CERTAINTY = 0.7
 """Probability of the label that a threshold gives, before the dense CRF."""
 
-EPSILON = 1e-5
 CANVAS_MULTIPLE = 16
 
 logger = logging.getLogger(__name__)
@@ -331,72 +330,20 @@ def pair_losses(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) ->
 
 
 class _PairSums(torch.autograd.Function):
-    """The sums over the three kinds of pairs of -log a or -log(1 - a), the sums of the displacements' errors over those
-    of things and of background, and the numbers of pairs.
-
-    One offset after the other adds to the sums and to their gradients, which are maps; nothing else is kept.
-    """
+    """`ops.pairsums.pair_sums`, whose gradients are maps that are found along with the sums."""
 
     @staticmethod
     def forward(context: Any, boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> tuple[Tensor, ...]:
-        boundary = boundary.contiguous()
-        sums, counts = boundary.new_zeros(5, dtype=torch.float64), boundary.new_zeros(3, dtype=torch.int64)
-        to_boundary, to_field = boundary.new_zeros(3, *boundary.shape), field.new_zeros(2, *field.shape)
-        for offset, (strongest, place), ends, vectors, gradients in zip(
-            pair_offsets(radius),
-            strongest_on_paths(boundary, radius),
-            shifted(labels, radius),
-            shifted(field, radius),
-            shifted(to_field, radius),
-            strict=True,
-        ):
-            kinds = kinds_of_pairs(*ends)
-            counts += torch.stack([kind.sum() for kind in kinds])
-            _add_affinities(sums[:3], to_boundary, strongest, place, torch.stack(kinds))
-            _add_displacements(sums[3:], gradients, vectors, offset, torch.stack([kinds.foreground, kinds.background]))
-        context.save_for_backward(to_boundary, to_field)
-        context.mark_non_differentiable(counts)
-        return *sums.float().unbind(), counts
+        found = pair_sums(boundary.float(), field.float(), labels, radius)
+        context.save_for_backward(found.to_boundary, found.to_field)
+        context.mark_non_differentiable(found.counts)
+        return *found.sums.float().unbind(), found.counts
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_boundary, to_field = context.saved_tensors
         of_sums = torch.stack(gradients[:5])
         return torch.tensordot(of_sums[:3], to_boundary, 1), torch.tensordot(of_sums[3:], to_field, 1), None, None
-
-
-def _add_affinities(sums: Tensor, to_boundary: Tensor, strongest: Tensor, place: Tensor, kinds: Tensor) -> None:
-    """Add one offset's pairs to the sums (3,) and their gradients (3, N, h, w); `kinds` is (3, N, rows, columns)."""
-    affinity = 1 - strongest
-    alike, unlike = affinity + EPSILON, (1 + EPSILON) - affinity
-    chances = torch.stack([alike, alike, unlike])
-    sums -= (chances.log() * kinds).sum((1, 2, 3), dtype=torch.float64)
-    slopes = torch.stack([1 / alike, 1 / alike, -1 / unlike]) * kinds
-    # A pair is of one kind at most: one addition serves all three maps.
-    cells = to_boundary[0].numel()
-    to_boundary.view(-1).index_add_(
-        0, (place + cells * (kinds[1] + 2 * kinds[2].long())).flatten(), slopes.sum(0).flatten()
-    )
-
-
-def _add_displacements(
-    sums: Tensor,
-    gradients: tuple[Tensor, Tensor],
-    vectors: tuple[Tensor, Tensor],
-    offset: tuple[int, int],
-    kinds: Tensor,
-) -> None:
-    """Add one offset's pairs to the sums (2,) over pairs of things and of background, and to the views of their
-    gradients (2, N, 2, rows, columns)."""
-    first, second = vectors
-    path = first.new_tensor(offset)[:, None, None]
-    errors = torch.stack([first - second - path, first - second])
-    kinds = kinds[:, :, None]
-    sums += (errors.abs() * kinds).sum((1, 2, 3, 4), dtype=torch.float64)
-    steps = errors.sign_() * kinds
-    to_first, to_second = gradients
-    to_first += steps
-    to_second -= steps
 
 
 # The walk -------------------------------------------------------------------------------------------------------------

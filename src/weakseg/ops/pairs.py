@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from weakseg.labels import BACKGROUND, VOID
-from weakseg.ops.randomwalk import pair_offsets, path
+from weakseg.ops.randomwalk import pair_offsets
 
 
 class Pairs(NamedTuple):
@@ -42,20 +41,3 @@ def kinds_of_pairs(first: Tensor, second: Tensor) -> Pairs:
     known, equal = (first != VOID) & (second != VOID), first == second
     background = first == BACKGROUND
     return Pairs(equal & background, known & equal & ~background, known & ~equal)
-
-
-def strongest_on_paths(boundary: Tensor, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For every offset of `pair_offsets(radius)` the strongest boundary on each pair's path (…, h - R, w - 2R), and its
-    place in the flattened `boundary` (…, h, w), float32 in [0, 1] and contiguous. Of equals, the last place counts."""
-    reach = max(radius - 1, 0)
-    rows, columns = max(boundary.shape[-2] - reach, 0), max(boundary.shape[-1] - 2 * reach, 0)
-    # The bits of numbers ≥ 0 are in the order of the numbers, so one maximum finds both the value and its place.
-    places = torch.arange(boundary.numel(), device=boundary.device).view_as(boundary)
-    keys = boundary.view(torch.int32).long() << 32 | places
-    for dy, dx in pair_offsets(radius):
-        largest: Tensor | None = None
-        for y, x in path(dy, dx):
-            here = keys[..., y : y + rows, reach + x : reach + x + columns]
-            largest = here.clone() if largest is None else torch.maximum(largest, here, out=largest)
-        assert largest is not None
-        yield (largest >> 32).int().view(torch.float32), largest & 0xFFFFFFFF
