@@ -27,7 +27,7 @@ app.add_typer(data_app, name="data")
 
 @data_app.callback()
 def _data() -> None:
-    """Check, make, simulate and fetch data sets.
+    """Check, count, make, simulate and fetch data sets.
 
     \b
     Examples:
@@ -350,6 +350,28 @@ def check(
     print(f"{data}: {len(found.problems)} problems, {len(found.notes)} notes")
     if found.problems or (strict and found.notes):
         raise typer.Exit(1)
+
+
+@data_app.command("summary")
+def summary(
+    data: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    split: Annotated[str, typer.Option("--split", help="The split whose classes are counted.")] = "train",
+    out: Annotated[Path | None, typer.Option("--out", help="A JSON file for all numbers.")] = None,
+    format: Format = None,
+) -> None:
+    """Count the images of every class, and tell which classes are seen together.
+
+    A classifier may take for a class what is nearly always in the picture with it.
+
+    \b
+    Examples:
+      weakseg data summary photos
+      weakseg data summary VOC2012 --split train_aug --out together.json
+    """
+    from weakseg.data.opening import open_dataset
+    from weakseg.report.dataset import summarise
+
+    print(summarise(open_dataset(data, format), split, out))
 
 
 @data_app.command("make-toy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -71,6 +72,41 @@ def test_every_problem_at_once(weakseg: Any, folder: Path) -> None:
         assert any(line.startswith(expected) for line in problems), expected
     assert any('Unknown class "dog"' in line and "labels.csv, line 3" in line for line in problems)
     assert answer.out.splitlines()[-1] == f"{folder}: {len(problems)} problems, 0 notes"
+
+
+def test_a_context_mask_of_another_size(weakseg: Any, tiny_voc: Path) -> None:
+    write_label_map(tiny_voc / "ContextMask" / "train 3.png", np.zeros((9, 7), np.uint8))
+    answer = weakseg("data", "check", tiny_voc)
+    assert answer.status == 1
+    assert "train 3.png has 40 × 48 pixels (height × width), but its context mask 9 × 7." in answer.out
+
+
+def test_the_summary_tells_which_classes_are_seen_together(weakseg: Any, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made" / "together.json"
+    answer = weakseg("data", "summary", folder, "--out", out)
+    assert answer.status == 0
+    lines = [line.split() for line in answer.out.splitlines()]
+    assert ["train", "4", "4", "0"] in lines
+    assert ["val", "2", "2", "2"] in lines
+    assert lines[-2:] == [["cat", "dog", "75", "%", "4"], ["dog", "cat", "100", "%", "3"]]
+    values = json.loads(out.read_text())
+    assert values["classes"] == ["cat", "dog"]
+    assert values["images_with_both"] == [[4, 3], [3, 3]]
+    assert values["share_with_other"] == [[1, 0.75], [1, 1]]
+    assert values["splits"]["val"] == {"images": 2, "with_weak_labels": 2, "with_masks": 2}
+
+
+def test_a_summary_of_classes_without_images(weakseg: Any, folder: Path, tmp_path: Path) -> None:
+    (folder / "classes.txt").write_text("cat\nunicorn\ndog\n")
+    answer = weakseg("data", "summary", folder, "--split", "val", "--out", tmp_path / "together.json")
+    assert answer.out.splitlines()[-2].split() == ["unicorn", "–", "0"]
+    assert json.loads((tmp_path / "together.json").read_text())["share_with_other"][1] == [None] * 3
+
+
+def test_the_summary_of_an_unknown_split(weakseg: Any, folder: Path) -> None:
+    answer = weakseg("data", "summary", folder, "--split", "tset")
+    assert answer.status == 1
+    assert 'has no split "tset". It has: train (4 images), val (2 images).' in answer.err
 
 
 def test_an_empty_split(weakseg: Any, tiny_voc: Path) -> None:

@@ -210,6 +210,15 @@ def test_without_any_source_nothing_is_known_not_even_from_masks(voc: Path) -> N
     assert not labels.known
 
 
+def test_context_masks_are_read_as_classes(voc: Path, save_mask: Save) -> None:
+    save_mask(voc / "ContextMask" / "b.png", [[8, 0], [0, 3]])
+    (voc / "classes.json").write_text('{"cat": 8, "bird": 3, "cow": 12}')
+    a, b = read_voc(voc).split("train")
+    assert a.context is None
+    assert b.context is not None
+    assert b.context.read().tolist() == [[2, 0], [0, 1]]
+
+
 def test_annotations_give_tags_and_boxes_of_whole_objects(voc: Path) -> None:
     annotate(voc, "a")
     labels = labels_of(voc)

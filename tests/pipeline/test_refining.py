@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,42 @@ def test_a_refinement_replaces_another() -> None:
 def test_what_cannot_be_refined(recipe: str, refiner: str, message: str) -> None:
     with pytest.raises(WeaksegError, match=message):
         with_refinement(load_recipe(recipe), load_recipe(refiner))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_refinement,
+        lambda recipe: with_refinement(recipe, load_recipe("affinitynet")),
+        lambda recipe: with_refinement(load_recipe("cam"), recipe),
+    ],
+    ids=["taken away", "exchanged", "given to another"],
+)
+def test_a_refinement_in_several_rounds_is_refused(change: Callable[[Recipe], Recipe]) -> None:
+    with pytest.raises(
+        WeaksegError, match=r'"cda-affinitynet" refines in several rounds \(the maps of cda_maps and maps\)'
+    ):
+        change(load_recipe("cda-affinitynet"))
+
+
+def test_of_two_rounds_without_refinement_the_last_is_given_one(tmp_path: Path) -> None:
+    twice = load_recipe("toy-cda")
+    assert without_refinement(twice) == twice
+    both = with_refinement(twice, load_recipe("toy-affinitynet"))
+    read = inputs(both)
+    assert (read["pool"], read["cda_cam"], read["cda_maps"]) == ({"masks"}, {"pool"}, {"cda_cam"})
+    assert (read["affinity"], read["walk"], read["cda_masks"]) == ({"cda_maps"}, {"affinity", "cda_maps"}, {"walk"})
+    assert both.stages["masks"] == twice.stages["masks"]
+    assert read["segment"] == {"cda_masks"}
+    scores = both.stages["scores"].model_dump()
+    assert scores["curves"] == {"CAM": "masks", "CDA CAM": "unrefined_masks"}
+    assert scores["masks"] == {
+        "CAM + CRF": "masks",
+        "CDA CAM + CRF": "unrefined_masks",
+        "Walk": "walked",
+        "Walk + CRF": "cda_masks",
+    }
+    assert read_again(both, tmp_path) == both
 
 
 def test_stages_of_one_name_are_refused(tmp_path: Path) -> None:

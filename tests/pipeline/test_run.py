@@ -81,6 +81,32 @@ def test_every_stage_leaves_its_artifact(finished: tuple[Path, Path]) -> None:
     assert not list(root.rglob(".*.writing"))
 
 
+def test_activation_on_contexts_is_measured(finished: tuple[Path, Path]) -> None:
+    data, root = finished
+    inside, total, area, pixels, count = 0.0, 0.0, 0, 0, 0
+    for sample in open_dataset(data).split("train")[2:]:
+        maps = ActivationMaps.load(root / "maps" / "maps" / f"{sample.name}.npz")
+        (activation,) = maps.upsampled().astype(np.float64)
+        contexts = read_label_map(data / "ContextMask" / f"{sample.name}.png")
+        assert set(np.unique(contexts)) == {0, *sample.labels.present()}
+        inside, total = inside + activation[contexts > 0].sum(), total + activation.sum()
+        area, pixels, count = area + np.count_nonzero(contexts), pixels + contexts.size, count + 1
+    rows = json.loads((root / "scores" / "summary.json").read_text())
+    measured = rows[0]["context"]
+    assert 0 < measured["share"] == pytest.approx(inside / total)
+    assert measured["area"] == area / pixels
+    assert measured["maps"] == count == 6
+    assert not any("context" in row for row in rows[1:])
+
+
+def test_without_context_masks_the_share_is_not_measured(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    data, root = copied
+    moved = Path(shutil.copytree(data, tmp_path / "data"))
+    shutil.rmtree(moved / "ContextMask")
+    assert skipped(carried_out(moved, root)) == ["cam", "maps", "masks", "segment"]
+    assert not any("context" in row for row in json.loads((root / "scores" / "scores.json").read_text())["rows"])
+
+
 def test_a_second_run_does_nothing(copied: tuple[Path, Path]) -> None:
     data, root = copied
     assert skipped(carried_out(data, root)) == STAGES

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.images import write_label_map
 from weakseg.data.voc import read_voc
@@ -95,6 +96,7 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
                 ]
                 for part, samples in parts.items()
             },
+            "images_with_both": images_with_both(train, len(CLASSES)).tolist(),
             "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         },
     )

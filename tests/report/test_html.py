@@ -167,6 +167,49 @@ def test_a_plot_of_many_classes_scrolls_in_its_own_box() -> None:
         assert page.texts["figcaption"] == ["all & sundry"]
 
 
+TOGETHER = [[8, 2, 0, 4], [2, 5, 0, 0], [0, 0, 0, 0], [4, 0, 0, 4]]
+
+
+def test_a_heat_map_tells_how_often_classes_are_seen_together(make_run: RunMaker) -> None:
+    run = make_run(masks=False)
+    write_json(run / "data.json", {**read_json(run / "data.json"), "images_with_both": TOGETHER})
+    page = page_of(run)
+    cells = [str(cell["style"]) for cell in page.attributes["td"] if cell.get("class") == "heat"]
+    assert cells == [f"--share:{share:.1f}%" for share in (25, 0, 50, 40, 0, 0, 100, 0, 0)]
+    assert [text for text in page.texts["td"] if text in ("25", "50", "40", "100")] == ["25", "50", "40", "100"]
+    assert page.texts["td"].count("–") >= 3, "of a class without images nothing is known"
+
+
+def test_of_many_classes_only_the_most_frequent_companions_are_told(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weakseg.report.html.MAX_MATRIX_CLASSES", 3)
+    run = make_run(masks=False)
+    write_json(run / "data.json", {**read_json(run / "data.json"), "images_with_both": TOGETHER})
+    assert "cow 50 %, \"quoted\" 'fox' 25 %" in page_of(run).texts["td"]
+
+
+def test_runs_that_did_not_count_pairs_have_a_report(make_run: RunMaker) -> None:
+    run = make_run(masks=False)
+    data = read_json(run / "data.json")
+    del data["images_with_both"]
+    write_json(run / "data.json", data)
+    assert "that has the class of a column" not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_activation_on_contexts_has_a_column_where_it_was_measured(make_run: RunMaker) -> None:
+    run = make_run()
+    assert "on context %" not in page_of(run).texts["th"]
+    path = run / "scores" / "scores.json"
+    scores = read_json(path)
+    scores["rows"][0]["context"] = {"share": 0.1234, "area": 0.0567, "maps": 9}
+    write_json(path, scores)
+    page = page_of(run)
+    assert "on context %" in page.texts["th"]
+    assert "12.3" in page.texts["td"]
+    assert "on images that show it; it covers 5.7 % of them." in page.notes()
+
+
 # Runs that are not as they should be
 
 

@@ -122,13 +122,15 @@ def _check_image(variants: list[Sample]) -> _Finding:
         for text in _outside(sample.labels, height, width)
     ]
     for variant in variants:
-        if variant.mask is not None:
+        for what, source in (("mask", variant.mask), ("context mask", variant.context)):
+            if source is None:
+                continue
             try:
-                shape = variant.mask.read().shape
+                shape = source.read().shape
                 if shape != (height, width):
                     problems.append(
                         f"{sample.image} has {height} × {width} pixels (height × width), "
-                        f"but its mask {shape[0]} × {shape[1]}. Their sizes must be equal."
+                        f"but its {what} {shape[0]} × {shape[1]}. Their sizes must be equal."
                     )
             except WeaksegError as error:
                 problems.append(str(error))

@@ -28,6 +28,7 @@ VOC_CLASSES = (
 # fmt: on
 LISTS = Path("ImageSets", "Segmentation")
 OBJECTS = "SegmentationObject"
+CONTEXTS = "ContextMask"
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")
 MAX_ANNOTATION_BYTES = 16 * 1024**2
 
@@ -39,6 +40,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
     - Masks: a pair names its own; else a list with "aug" in its name prefers `SegmentationClassAug`, the others
       `SegmentationClass`; where the preferred folder has none the other's is taken. Without either: no mask.
     - Objects: `SegmentationObject`, where instances are drawn.
+    - Contexts: `ContextMask`, whose values are those of the classes; not VOC's, the toy data have it.
     - Classes: `classes.json` (name → value in the masks, "background" and "void" allowed), else VOC's 20.
     - Tags: the first of `tags.json` (image → names), `cls_labels.npy` (image → 0/1 per class, as published with
       AffinityNet and IRNet) and `Annotations/*.xml` that knows the image. They are never taken from masks:
@@ -53,7 +55,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
         classes, values = _classes(root)
         images = find_files(root / "JPEGImages", IMAGE_SUFFIXES, report)
         masks = {folder: find_files(root / folder, (".png",), report) for folder in MASK_FOLDERS}
-        objects = find_files(root / OBJECTS, (".png",), report)
+        objects, contexts = (find_files(root / folder, (".png",), report) for folder in (OBJECTS, CONTEXTS))
         weak_labels = _weak_labels(root, images, classes, values, report)
         lists = sorted((root / LISTS).glob("*.txt"))
         if not images or not lists:
@@ -75,7 +77,8 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
                     continue
                 mask = _find_mask(line, name, masks, folders, report)
                 truth = IndexMask(mask, values) if mask else None
-                samples[name] = Sample(name, images[name], weak_labels(name), truth, objects.get(name))
+                context = IndexMask(contexts[name], values) if name in contexts else None
+                samples[name] = Sample(name, images[name], weak_labels(name), truth, objects.get(name), context)
             splits[path.stem] = list(samples.values())
         return Dataset(root, "voc", classes, splits)
 

@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
+from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.context import OnContext, context_scores, on_context
 from weakseg.ops.metrics import Accumulator, BoundaryScore, Confusion, ThresholdCurve
 from weakseg.progress import Progress
 
@@ -72,6 +74,27 @@ def measure_curve(
     for sample, truth, maps, scores in _shared(samples, load, "threshold curve"):
         curve.update(truth, maps.labels, scores, sample.name)
     return sum_counts(curve)
+
+
+def measure_context(
+    samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], ActivationMaps]
+) -> dict[str, Any]:
+    """How much of the activation falls on the context of its class (see `ops.context.context_scores`), on the images
+    that have a context mask."""
+
+    def load(sample: Sample) -> tuple[str, list[OnContext]]:
+        assert sample.context is not None
+        try:
+            return sample.name, on_context(read(sample), sample.context.read())
+        except WeaksegError as error:
+            raise WeaksegError(f"{sample.name}: {error}") from None
+
+    drawn = [sample for sample in samples if sample.context is not None]
+    found: dict[str, list[OnContext]] = {}
+    for part in parallel.gather(dict(_shared(drawn, load, "activation on context"))):
+        found.update(part)
+    # In an order that does not depend on the number of processes, as sums of fractions do on theirs.
+    return context_scores([part for name in sorted(found) for part in found[name]], len(classes))
 
 
 def sum_counts(accumulator: A) -> A:

@@ -33,11 +33,13 @@ def refining_stages(recipe: Recipe) -> dict[str, Stage]:
 def without_refinement(recipe: Recipe) -> Recipe:
     """The recipe without its refinement: its final masks are made from the maps that were refined.
 
-    Other masks from refined maps are left out. Of masks that become the same, the first stay.
+    Other masks from refined maps are left out. Of masks that become the same, the first stay. Raises `WeaksegError`
+    for a recipe that refines in several rounds.
     """
     removed = refining_stages(recipe)
     if not removed:
         return recipe
+    _require_one_round(recipe, removed)
     final = final_masks(recipe.stages)
     instead: dict[str, str] = {}
     kept: dict[str, Stage] = {}
@@ -87,6 +89,7 @@ def with_refinement(recipe: Recipe, refiner: Recipe) -> Recipe:
     walks = [name for name, stage in refining.items() if stage.kind == "walk"]
     if not walks:
         raise WeaksegError(f'The recipe "{refiner.name}" refines nothing: it has no stage of kind walk.')
+    _require_one_round(refiner, refining)
     final = final_masks(plain.stages)
     if final is None:
         raise WeaksegError(f'The recipe "{recipe.name}" has no pseudo-masks, so there is nothing to refine.')
@@ -115,6 +118,18 @@ def with_refinement(recipe: Recipe, refiner: Recipe) -> Recipe:
             stage = Evaluate.model_validate({**before, "masks": {**before["masks"], **rows}})
         stages[name] = stage
     return replace(recipe, name=f"{recipe.name}+{refiner.name}", stages=stages)
+
+
+def _require_one_round(recipe: Recipe, refining: Mapping[str, Stage]) -> None:
+    """Raise `WeaksegError` where the maps of several stages are refined: each round builds on the one before."""
+    references = [reference for stage in refining.values() for reference in stage.references()]
+    refined = sorted({reference.stage for reference in references if reference.artifact == "maps"} - refining.keys())
+    if len(refined) > 1:
+        raise WeaksegError(
+            f'The recipe "{recipe.name}" refines in several rounds (the maps of {" and ".join(refined)}), so its '
+            "refinement can be neither taken away nor exchanged nor given to another recipe. Compare it without "
+            "--refine, or name a recipe that refines once."
+        )
 
 
 def final_masks(stages: Mapping[str, Stage]) -> str | None:

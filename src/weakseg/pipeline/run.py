@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import __version__, parallel
+from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
 from weakseg.errors import WeaksegError
@@ -317,6 +318,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
             part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]
             for part, samples in parts.items()
         },
+        "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
     }
 

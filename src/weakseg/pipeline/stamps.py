@@ -32,6 +32,12 @@ def instances(samples: Sequence[Sample]) -> str:
     return _digest([ground_truth(drawn), *(file_stamp(sample.objects) for sample in drawn if sample.objects)])
 
 
+def contexts(samples: Sequence[Sample]) -> str | None:
+    """Changes with the context masks of images; None where there are none."""
+    drawn = [sample for sample in samples if sample.context is not None]
+    return _digest((sample.name, sample.context.fingerprint()) for sample in drawn if sample.context) if drawn else None
+
+
 def _image_stamp(sample: Sample) -> str:
     try:
         return file_stamp(sample.image)

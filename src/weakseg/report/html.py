@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import numpy.typing as npt
 
 from weakseg import __version__
+from weakseg.data.cooccurrence import share_with_other
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
 from weakseg.data.loading import Draw, TaggedImages, generator
@@ -33,7 +35,7 @@ from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.report import pictures
 from weakseg.report.plots import Plot, confusion_matrix, loss_curves, threshold_curve
-from weakseg.report.tables import ABSENT, RunFolder, percent, read_lines, score_cells
+from weakseg.report.tables import ABSENT, RunFolder, companion_cells, percent, read_lines, score_cells
 from weakseg.training import LOG_NAME
 
 REPORT_NAME = "report.html"
@@ -46,6 +48,9 @@ MAX_HEAT_MAPS = 3
 
 CROPS_PER_CLASS = 24
 PASTED_IMAGES, PASTED_PER_ROW = 12, 4
+
+MAX_MATRIX_CLASSES = 30
+"""Of more classes it is only said with which others they are seen most often."""
 
 MAX_FIGURES_PER_ROW = 7
 WIDEST_PLOT = 8.0
@@ -86,9 +91,11 @@ def join(content: Iterable[str]) -> Markup:
     return Markup("".join(part if isinstance(part, Markup) else html.escape(part) for part in content))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, texts: int = 1) -> Markup:
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, texts: int = 1, **attributes: str
+) -> Markup:
     """A table whose first column names the rows; it scrolls in its box where the page is too narrow. The first `texts`
-    columns hold words, the others numbers."""
+    columns hold words, the others numbers. `attributes` are those of the table itself."""
     kinds = ["text" if place < texts else "number" for place in range(len(header))]
     head = (element("th", cell, scope="col", class_=kind) for cell, kind in zip(header, kinds, strict=True))
     body = []
@@ -96,12 +103,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, te
         cells = (_cell(text, kind) for text, kind in zip(others, kinds[1:], strict=True))
         body.append(element("tr", element("th", name, scope="row", class_="text"), *cells))
     content = (element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body))
-    return element("div", element("table", *content), class_="scroll", role="region", aria_label=caption, tabindex=0)
+    return element(
+        "div", element("table", *content, **attributes), class_="scroll", role="region", aria_label=caption, tabindex=0
+    )
 
 
 class Share(str):
     """The text of a table's cell with a bar behind it that fills `share` (0 … 1) of the cell."""
 
+    kind: ClassVar[str] = "bar"
     share: float
 
     def __new__(cls, text: str, share: float) -> Share:
@@ -110,9 +120,15 @@ class Share(str):
         return cell
 
 
+class Heat(Share):
+    """The text of a cell whose whole ground is the darker the larger `share` is."""
+
+    kind: ClassVar[str] = "heat"
+
+
 def _cell(text: str, kind: str) -> Markup:
     if isinstance(text, Share):
-        return element("td", text, class_="bar", style=f"--share:{100 * text.share:.1f}%")
+        return element("td", text, class_=text.kind, style=f"--share:{100 * text.share:.1f}%")
     return element("td", text, class_=kind)
 
 
@@ -244,14 +260,19 @@ def _instance_scores(run: RunFolder) -> Iterator[Markup]:
 
 def _explanation(run: RunFolder) -> str:
     """What the scores can be trusted for."""
-    images, splits, text = run.data["images"], run.data["splits"], ""
+    images, splits, sentences = run.data["images"], run.data["splits"], []
     if images["score"]:
-        text += f"score: images of “{splits['score']}” whose weak labels were known. "
+        sentences.append(f"score: images of “{splits['score']}” whose weak labels were known.")
         if any(stage["threshold"] == "auto" for stage in run.of_kind("masks").values()):
-            text += "The threshold is the best one on them, chosen with their ground truth. "
+            sentences.append("The threshold is the best one on them, chosen with their ground truth.")
     if images["val"]:
-        text += f"val: images of “{splits['val']}”, from which nothing was learned."
-    return text
+        sentences.append(f"val: images of “{splits['val']}”, from which nothing was learned.")
+    if areas := [row["context"]["area"] for row in run.scores() if "context" in row]:
+        sentences.append(
+            "on context: how much of the activation of a class falls on its context, on images that show it; "
+            f"it covers {percent(areas[0])} % of them."
+        )
+    return " ".join(sentences)
 
 
 # Classes
@@ -330,6 +351,25 @@ def _data(run: RunFolder) -> Iterator[Markup]:
     ]
     totals = ["all images", *(str(data["images"][part]) for part in parts)]
     yield table(["class", *parts], [*rows, totals], "Images with each class, by their weak labels")
+    if len(data["classes"]) > 1 and "images_with_both" in data:  # old runs do not say
+        yield _together(data["classes"], np.array(data["images_with_both"]))
+
+
+def _together(names: Sequence[str], with_both: npt.NDArray[np.int64]) -> Markup:
+    """How often each class is seen with every other, or, where there are too many, with which most often."""
+    if len(names) > MAX_MATRIX_CLASSES:
+        header, cells = companion_cells(names, with_both)
+        return table(header, cells, "With which others each class is seen most often, training images", texts=2)
+
+    def cell(place: int, other: int) -> str:
+        if place == other:
+            return ""
+        return Heat(f"{100 * shares[place, other]:.0f}", shares[place, other]) if with_both[place, place] else ABSENT
+
+    shares, places = share_with_other(with_both), range(len(names))
+    rows = [[names[place], *(cell(place, other) for other in places)] for place in places]
+    caption = "Of the training images with the class of a row, the percentage that has the class of a column, too"
+    return table(["class", *names], rows, caption, class_="matrix")
 
 
 # The run itself

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
+from weakseg.data.cooccurrence import share_with_other
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, finished
@@ -113,12 +116,14 @@ def scores_table(run: Path) -> str:
 def score_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of the table of scores, in percent.
 
-    Means over all classes (absent ones count 0) and over the classes that occur are both there if they differ.
+    Means over all classes (absent ones count 0) and over the classes that occur are both there if they differ. How much
+    activation falls on contexts is there if it was measured.
     """
     means = {"mIoU %": "mean_iou"}
     if any(percent(row["mean_iou"]) != percent(row["mean_iou_present"]) for row in rows):
         means = {"mIoU %, all classes": "mean_iou", "mIoU %, classes that occur": "mean_iou_present"}
-    header = ["what", "split", *means, "boundary F %", "threshold", "images"]
+    contexts = {"on context %": "share"} if any("context" in row for row in rows) else {}
+    header = ["what", "split", *means, "boundary F %", "threshold", *contexts, "images"]
     cells = [
         [
             row["title"],
@@ -126,11 +131,25 @@ def score_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
             *(percent(row[key]) for key in means.values()),
             percent(row.get("boundary_f")),
             f"{row['threshold']:.2f}" if "threshold" in row else ABSENT,
+            *(percent(row.get("context", {}).get(key)) for key in contexts.values()),
             str(row["images"]),
         ]
         for row in rows
     ]
     return header, cells
+
+
+def companion_cells(
+    names: Sequence[str], with_both: npt.NDArray[np.int64], most: int = 3
+) -> tuple[list[str], list[list[str]]]:
+    """The header and the cells of a table of classes: the `most` other classes that are most often in images with
+    them, in percent of these, and how many images there are. `with_both` is that of `data.cooccurrence`."""
+    cells = []
+    for place, (name, shares) in enumerate(zip(names, share_with_other(with_both), strict=True)):
+        others = [k for k in np.argsort(-with_both[place], kind="stable") if k != place and with_both[place, k]]
+        seen = ", ".join(f"{names[k]} {100 * shares[k]:.0f} %" for k in others[:most])
+        cells.append([name, seen or ABSENT, str(with_both[place, place])])
+    return ["class", "most often with", "images"], cells
 
 
 def percent(score: float | None) -> str:

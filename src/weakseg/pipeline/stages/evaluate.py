@@ -15,12 +15,13 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.methods.store import Model, load_model, make_ready
+from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import Inference, Prediction, predict_batches
-from weakseg.pipeline.measures import LabelMap, measure_masks
+from weakseg.pipeline.measures import LabelMap, measure_context, measure_masks
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
-from weakseg.pipeline.stages.maps import same_size_batches
-from weakseg.pipeline.stages.masks import mask_path
+from weakseg.pipeline.stages.maps import map_path, same_size_batches
+from weakseg.pipeline.stages.masks import Masks, mask_path
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.progress import Progress
 
@@ -31,8 +32,9 @@ BATCH_SIZE = 8
 class Evaluate(Stage):
     """Each entry is a row of the table: its title → the stage that made what is measured.
 
-    `curves` are stages of pseudo-masks, whose threshold curve over the activation maps is reported; `masks` the same
-    stages' pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
+    `curves` are stages of pseudo-masks, whose threshold curve over the activation maps is reported, and how much of
+    these maps falls on the contexts of their classes, where the data have context masks; `masks` the same stages'
+    pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
     the score split as well. A title over null is no row; a recipe says so of rows that it does not want to inherit.
     """
 
@@ -49,6 +51,7 @@ class Evaluate(Stage):
     def dependencies(self, context: Context) -> list[str]:
         parts = (context.score, context.val)
         data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]
+        data += filter(None, [stamps.contexts(context.score)])
         return [*data, *(f"{name} {self._inference(context, name)}" for name in self.segmenters.values())]
 
     def _inference(self, context: Context, segmenter: str) -> Inference:
@@ -67,7 +70,8 @@ class Evaluate(Stage):
                         f'Name "{title}" under masks instead of curves.'
                     )
                 curve = read_json(path)
-                rows.append(_row(title, "score", curve["best"], threshold=curve["best_threshold"]))
+                more = _on_context(context, stage)
+                rows.append(_row(title, "score", curve["best"], threshold=curve["best_threshold"], **more))
             for title, stage in self.masks.items():
                 source = context.folder(stage)
                 rows.append(_measure(context, title, "score", context.score, lambda s, f=source: mask_path(f, s)))
@@ -87,7 +91,7 @@ class Evaluate(Stage):
             write_json(folder / "summary.json", [{k: row[k] for k in SUMMARY_KEYS if k in row} for row in rows])
 
 
-SUMMARY_KEYS = ("title", "split", "images", "threshold", "mean_iou", "mean_iou_present", "boundary_f")
+SUMMARY_KEYS = ("title", "split", "images", "threshold", "mean_iou", "mean_iou_present", "boundary_f", "context")
 
 
 def prediction_path(folder: Path, sample: Sample) -> Path:
@@ -123,6 +127,20 @@ def _measure(context: Context, title: str, split: str, samples: Sequence[Sample]
 
     scores = measure_masks(samples, context.dataset.classes, read, f"measuring {title}").to_dict()
     return _row(title, split, scores, boundary_f=scores["boundary"]["mean_f_score"])
+
+
+def _on_context(context: Context, masks: str) -> dict[str, Any]:
+    """How much of the activation behind pseudo-masks falls on contexts, where the data tell them."""
+    if not any(sample.context for sample in context.score):
+        return {}
+    stage = context.stages[masks]
+    assert isinstance(stage, Masks)
+    source = context.folder(stage.maps)
+
+    def read(sample: Sample) -> ActivationMaps:
+        return ActivationMaps.load(map_path(source, sample))
+
+    return {"context": measure_context(context.score, context.dataset.classes, read)}
 
 
 def _row(title: str, split: str, scores: Mapping[str, Any], **more: Any) -> dict[str, Any]:
