@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,23 @@ def test_instances_are_made_measured_and_shown(recipe: str, tmp_path: Path) -> N
     lines.clear()
     run(load_recipe(recipe, ["instances.options.still=1"]), dataset, out, lines.append)
     assert [line for line in lines if line.endswith("running")] == ["instances: running"], "trains nothing anew"
+
+
+def test_the_example_of_the_documentation_makes_the_instances_of_the_run(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(with_objects(tmp_path / "data"))
+    run(load_recipe(recipe, ["instances.options.beta=80"]), dataset, tmp_path / "runs" / "photos")
+    sample = dataset.split("train")[2]
+    shutil.copy(sample.image, tmp_path / "photo.jpg")
+    text = (Path(__file__).parents[2] / "docs" / "irnet.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0].replace('"dog"', '"kettle"')
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    made = Instances.load(Path("photo.npz"))
+    of_run = Instances.load(tmp_path / "runs" / "photos" / "instances" / "instances" / f"{sample.name}.npz")
+    assert made.labels.tolist() == of_run.labels.tolist()
+    assert np.mean(made.masks != of_run.masks) < 0.02, "their maps are rounded to float16"
 
 
 def test_a_change_of_the_objects_is_noticed(recipe: str, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The picture of docs/irnet.md: python docs/irnet_picture.py RUN, a run of the recipe toy-irnet.
+
+Five images of the training split with at least two objects, one a row: image, activation maps, what is sure (void is
+white), boundaries, displacements (their direction as colour), walked maps, instances, true instances.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import hsv_to_rgb
+from PIL import Image
+
+from weakseg.data.images import read_image, read_label_map
+from weakseg.data.opening import open_dataset
+from weakseg.files import read_json, read_npz
+from weakseg.labels import VOID
+from weakseg.methods.store import load_model
+from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.instances import Instances
+from weakseg.report.pictures import heat_map, painted
+
+ROWS, ENLARGED, GAP = 5, 2, 8
+
+
+def main(run: Path) -> None:
+    data = read_json(run / "data.json")
+    used = set(data["names"]["train"])
+    network = load_model(run / "boundaries" / "model").network
+    rows = []
+    for sample in open_dataset(Path(data["root"])).split("train"):
+        assert sample.objects is not None
+        objects = read_label_map(sample.objects)
+        if len(rows) == ROWS or sample.name not in used or objects[objects != VOID].max() < 2:
+            continue
+        image = read_image(sample.image)
+        before, after = (
+            ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz").upsampled() for stage in ("maps", "walk")
+        )
+        sure = read_npz(run / "boundaries" / "evidence" / f"{sample.name}.npz")["labels"]
+        with torch.inference_mode():
+            boundary, field = network.relations(image, torch.device("cpu"))
+        found = Instances.load(run / "instances" / "instances" / f"{sample.name}.npz").numbered()
+        rows.append(
+            [
+                image,
+                heat_map(image, before.max(0)),
+                np.where((sure == VOID)[..., None], np.uint8(255), painted(image, sure)),
+                heat_map(image, enlarged(boundary.numpy(), image.shape)),
+                enlarged(directions(field.numpy()), image.shape),
+                heat_map(image, after.max(0)),
+                painted(image, found),
+                painted(image, objects),
+            ]
+        )
+    height, width = rows[0][0].shape[:2]
+    sheet = np.full((ROWS * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
+    for number, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet[number * (height + GAP) :][:height, column * (width + GAP) :][:, :width] = picture
+    large = Image.fromarray(sheet)
+    large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
+    large.quantize(128).save(Path(__file__).with_name("irnet.png"), optimize=True)
+
+
+def directions(field: np.ndarray) -> np.ndarray:
+    """Displacements (2, h, w) as colours (h, w, 3): the hue is their direction, the saturation their length."""
+    angle, length = np.arctan2(*field) / (2 * np.pi) % 1, np.hypot(*field)
+    colours = np.stack([angle, length / length.max(), np.ones_like(angle)], axis=-1)
+    return np.round(255 * hsv_to_rgb(colours)).astype(np.uint8)
+
+
+def enlarged(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Values or colours of cells at the size of the image of this shape."""
+    return np.asarray(Image.fromarray(cells).resize(shape[1::-1], Image.Resampling.NEAREST))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
