@@ -63,7 +63,7 @@ def main(run: Path) -> None:
             sheet[number * (height + GAP) :][:height, column * (width + GAP) :][:, :width] = picture
     large = Image.fromarray(sheet)
     large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
-    large.quantize(128).save(Path(__file__).with_name("irnet.png"), optimize=True)
+    large.quantize(80).save(Path(__file__).with_name("irnet.png"), optimize=True)
 
 
 def directions(field: np.ndarray) -> np.ndarray:
