@@ -1,34 +1,144 @@
 from __future__ import annotations
 
+import gc
+import shutil
+from pathlib import Path
+
+import numba
 import numpy as np
 import pytest
 
-from weakseg.ops.compiled import compiled, float_of_bits, load, multiply_add, store, vector
+from weakseg.ops.compiled import (
+    compiled,
+    gather,
+    load,
+    maximum,
+    power_of_two,
+    rounded,
+    scatter,
+    store,
+    transpose,
+    vector,
+)
+
+LANES = [1, 2, 4, 8]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
 @compiled()
-def scaled_sum(first, second, factor, result, lanes):
-    for row in range(len(first)):
-        total = multiply_add(vector(lanes), np.float32(1), load(first, row, vector(lanes)))
-        store(result, row, multiply_add(total, factor, load(second, row, vector(lanes))))
+def write_arithmetic(a, b, number, result, lanes):
+    x, y = load(a, 0, vector(lanes)), load(b, 0, vector(lanes))
+    results = (x + y, x - y, x * y, x / y, number - x, x > y, x >= x, x == y, maximum(x, y), rounded(x * number))
+    for i, value in enumerate(results):
+        store(result, i * len(lanes), value)
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
-def test_vectors_add_and_scale_rows(lanes: int) -> None:
-    first, second = np.random.default_rng(lanes).normal(size=(2, 5, lanes)).astype(np.float32)
-    result = np.full((7, lanes), 9, np.float32)
-    scaled_sum(first, second, np.float32(0.25), result[1:6], (0,) * lanes)
-    np.testing.assert_allclose(result[1:6], first + np.float32(0.25) * second, rtol=1e-6)
-    assert (result[[0, 6]] == 9).all()
+@pytest.mark.parametrize("lanes", [*LANES, 16])
+def test_vectors_compute_like_arrays(lanes: int) -> None:
+    a, b = normal(2, lanes)
+    b[-1] = a[-1]
+    n, result = np.float32(3), np.empty((10, lanes), np.float32)
+    write_arithmetic(a, b, n, result, (0,) * lanes)
+    expected = (a + b, a - b, a * b, a / b, n - a, a > b, a >= a, a == b, np.maximum(a, b), np.rint(a * n))
+    np.testing.assert_array_equal(result, np.stack(expected).astype(np.float32))
 
 
 @compiled()
-def one_from_its_bits():
-    return float_of_bits(np.int32(127 << 23))
+def write_powers(exponents, result, lanes):
+    store(result, 0, power_of_two(load(exponents, 0, vector(lanes))))
 
 
-def test_float_of_bits() -> None:
-    assert one_from_its_bits() == 1.0
+def test_powers_of_two() -> None:
+    exponents, result = np.array([-127, -126, 0, 127], np.float32), np.empty(4, np.float32)
+    write_powers(exponents, result, (0,) * 4)
+    np.testing.assert_array_equal(result, [0, 2.0**-126, 1, 2.0**127])
+
+
+@compiled()
+def double_rows(source, target, lanes):
+    for row in range(len(source)):
+        value = load(source, row * len(lanes), vector(lanes))
+        store(target, row * len(lanes), value + value)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_vectors_are_read_and_written_where_they_belong(lanes: int, kind: type) -> None:
+    source = np.arange(5 * lanes, dtype=kind).reshape(5, lanes) - 3
+    target = np.full((7, lanes), 99, kind)
+    double_rows(source, target[1:6], (0,) * lanes)
+    np.testing.assert_array_equal(target[1:6], 2 * source)
+    assert (target[[0, 6]] == 99).all()
+
+
+@compiled()
+def transpose_corner(source, target, lanes):
+    transpose(source, 0, source.shape[1], target, 0, target.shape[1], vector(lanes))
+
+
+@pytest.mark.parametrize("lanes", LANES)
+def test_transpose(lanes: int) -> None:
+    source, target = normal(lanes, lanes + 1), np.zeros((lanes, lanes + 2), np.float32)
+    transpose_corner(source, target, (0,) * lanes)
+    np.testing.assert_array_equal(target[:, :lanes], source[:, :lanes].T)
+    assert (target[:, lanes:] == 0).all()
+
+
+@compiled()
+def multiply_sparse(columns, weights, values, sums, spread, terms, lanes):
+    for row in range(len(columns)):
+        store(sums, row * len(lanes), gather(values, columns, weights, row, terms, vector(lanes)))
+        scatter(spread, columns, weights, row, terms, load(values, row * len(lanes), vector(lanes)))
+
+
+@pytest.mark.parametrize(("terms", "lanes"), [(3, 1), (6, 2), (2, 8)])
+def test_sparse_rows(terms: int, lanes: int) -> None:
+    """Both products with a sparse matrix, and with its transpose, equal those of the dense one."""
+    rng = np.random.default_rng(0)
+    columns = np.stack([rng.permutation(7)[:terms] for _ in range(7)]).astype(np.uint32)
+    weights, values = normal(7, terms), normal(7, lanes)
+    dense = np.zeros((7, 7), np.float32)
+    np.put_along_axis(dense, columns.astype(np.int64), weights, axis=1)
+    sums, spread = np.zeros((2, 7, lanes), np.float32)
+    multiply_sparse(columns, weights, values, sums, spread, (0,) * terms, (0,) * lanes)
+    np.testing.assert_allclose(sums, dense @ values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(spread, dense.T @ values, rtol=1e-4, atol=1e-5)
+
+
+def twice(x):
+    return x + x
+
+
+def test_machine_code_of_several_processes_is_not_mixed_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two processes that begin with an empty folder at the same time overwrite each other's files."""
+    for process, argument in enumerate((3, 0.5)):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / str(process)))
+        assert compiled()(twice)(argument) == 2 * argument
+    for file in tmp_path.glob("0/*/*.nbc"):
+        shutil.copy(file, next(tmp_path.glob("1/*")))
+    for argument, hits in ((3, 0), (0.5, 1)):
+        function = compiled()(twice)
+        assert function(argument) == 2 * argument
+        assert sum(function.stats.cache_hits.values()) == hits
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_after_compiling_as_before(enabled: bool) -> None:
+    def unknown(x):
+        return x.there_is_no_such_attribute
+
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(numba.TypingError):
+            compiled()(unknown)(1)
+        assert gc.isenabled() == enabled
+        assert compiled()(twice)(2j) == 4j
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_compiles_where_nothing_can_be_kept_on_disk() -> None:

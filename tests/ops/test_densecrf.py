@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -238,6 +242,47 @@ def test_works_in_loader_processes_started_after_it_ran(method: str) -> None:
     )
     for marginals, alone in zip(loader, expected, strict=True):
         np.testing.assert_array_equal(marginals, alone)
+
+
+FIRST_CALLS = """
+import multiprocessing
+import sys
+import numpy as np
+from weakseg.ops import lattice_filter
+from weakseg.ops.densecrf import dense_crf
+
+def marginals(barrier):
+    barrier.wait()
+    rng = np.random.default_rng(0)
+    image, unary = rng.integers(0, 256, (5, 6, 3), np.uint8), rng.random((2, 5, 6), np.float32)
+    return dense_crf(image, unary)
+
+def worker(barrier, queue):
+    queue.put(marginals(barrier))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    barrier, queue = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=worker, args=(barrier, queue)) for _ in range(2)]
+    for process in workers:
+        process.start()
+    first, second = (queue.get(timeout=500) for _ in workers)
+    for process in workers:
+        process.join()
+        assert process.exitcode == 0
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, marginals(context.Barrier(1)))
+    assert not lattice_filter._iterate.stats.cache_misses
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_compile_at_the_same_time(method: str, tmp_path: Path) -> None:
+    """Their first calls, with nothing compiled yet, give the same, and the next process finds the compiled code."""
+    script = tmp_path / "first_calls.py"
+    script.write_text(FIRST_CALLS)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, str(script), method], env=environment, check=True, timeout=600)
 
 
 def test_pulls_labels_to_the_edges_of_the_image() -> None:

@@ -35,7 +35,7 @@ FloatArray = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 Scale = float | tuple[float, ...]
 
-# Lattices of the Gaussian kernel are kept for images of up to this many pixels, 24 bytes each.
+# Lattices of the Gaussian kernel are kept for images of up to this many pixels, 32 bytes each.
 MAX_CACHED_PIXELS = 1 << 19
 CACHED_SIZES = 16
 
@@ -367,17 +367,15 @@ class Problem:
         return marginals[self.row] / self.copies[self.row].astype(np.float32)[:, None]
 
 
-def _kernels(image: Image, parameters: CRFParameters) -> list[PottsKernel]:
+def _kernels(image: Image, parameters: CRFParameters) -> tuple[PottsKernel, PottsKernel]:
     height, width = image.shape[:2]
     gaussian = _cached_gaussian_kernel if height * width <= MAX_CACHED_PIXELS else _gaussian_kernel
     sx, sy = _per_axis(parameters.gaussian_sxy, 2)
-    return [
+    bilateral = _normalised(bilateral_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb))
+    return (
         _weighted(gaussian(height, width, (float(sx), float(sy))), parameters.gaussian_weight),
-        _weighted(
-            _normalised(bilateral_features(image, parameters.bilateral_sxy, parameters.bilateral_srgb)),
-            parameters.bilateral_weight,
-        ),
-    ]
+        _weighted(bilateral, parameters.bilateral_weight),
+    )
 
 
 def _gaussian_kernel(height: int, width: int, sxy: tuple[float, float]) -> PottsKernel:
@@ -389,12 +387,11 @@ _cached_gaussian_kernel = lru_cache(CACHED_SIZES)(_gaussian_kernel)
 
 def _normalised(features: FloatArray) -> PottsKernel:
     """The symmetrically normalised kernel of weight 1."""
-    from weakseg.ops.lattice_filter import PottsKernel, gaussian_filter
+    from weakseg.ops.lattice_filter import PottsKernel
 
     kernel = PairwiseKernel.of(features, 1.0)
-    lattice = replace(kernel.lattice, weights=kernel.lattice.weights * kernel.scale.T)
-    ones = np.ones((1, lattice.points), np.float32)
-    return PottsKernel(lattice, lattice.gain, gaussian_filter(lattice, ones)[0])
+    ones = np.ones((1, kernel.lattice.points), np.float32)
+    return PottsKernel(kernel.lattice, kernel.scale[0], kernel.lattice.gain, kernel.filter(ones)[0])
 
 
 def _weighted(kernel: PottsKernel, weight: float) -> PottsKernel:

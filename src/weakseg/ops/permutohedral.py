@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
-from weakseg.ops.compiled import compiled
+from weakseg.ops.compiled import compiled, load, rounded, store, vector
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.uint32]
 KeyArray = npt.NDArray[np.int64]
 
-BLOCK = 256  # points that are embedded together: their scratch rows stay in the L1 cache
+BLOCK = 256  # points that are embedded before they are numbered: their scratch rows stay in the L1 cache
+TOGETHER = (0,) * 16  # as many points are embedded at once
 # Beyond this float32 has too few fractional bits to tell in which simplex a point lies.
 MAX_COORDINATE = float(1 << 22)
 EMPTY = -1
@@ -96,19 +97,21 @@ class Simplices(NamedTuple):
     corner: npt.NDArray[np.int32]
     rank: npt.NDArray[np.int32]
     barycentric: FloatArray
-    elevated: FloatArray  # scratch
-    sorted: FloatArray  # scratch
+    coordinates: FloatArray  # scratch
 
     @classmethod
-    def empty(cls, d: int, points: int) -> Simplices:
-        return cls(*np.empty((2, d + 1, points), np.int32), *np.empty((3, d + 1, points), np.float32))
+    def zeros(cls, d: int, points: int) -> Simplices:
+        """Room for that many points, or a few more."""
+        shape = 2, d + 1, points + -points % len(TOGETHER)
+        return cls(*np.zeros(shape, np.int32), *np.zeros(shape, np.float32))
 
 
 def embed(columns: FloatArray) -> Simplices:
     """The simplices of points (d, N)."""
-    simplices = Simplices.empty(*columns.shape)
-    _embed(columns, 0, columns.shape[1], feature_scales(len(columns)), simplices)
-    return simplices
+    d, points = columns.shape
+    simplices = Simplices.zeros(d, points)
+    _embed(columns, 0, points, feature_scales(d), simplices)
+    return Simplices._make(array[:, :points] for array in simplices)
 
 
 @compiled()
@@ -118,53 +121,55 @@ def _embed(columns: Any, start: int, count: int, sigma: Any, simplices: Any) -> 
     No multiplication and addition may fuse here, and their order matters: many points lie exactly on faces, where the
     last bit decides about the simplex.
     """
-    corner, rank, barycentric, elevated, sorted_ = simplices
-    d = columns.shape[0]
-    inverse = np.float32(1) / np.float32(d + 1)
-    for p in range(count):
-        elevated[0, p] = 0
-    for j in range(d, 0, -1):
+    corner, rank, barycentric, coordinates = simplices
+    d, row = len(columns), coordinates.shape[1]
+    one, axes = np.float32(1), np.float32(d + 1)
+    inverse = one / axes
+    for j in range(d):
         for p in range(count):
-            c = columns[j - 1, start + p] * sigma[j - 1]
-            elevated[j, p] = elevated[0, p] - np.float32(j) * c
-            elevated[0, p] += c
+            coordinates[j + 1, p] = columns[j, start + p]
+    zero = vector(TOGETHER)
+    for p in range(0, count, len(TOGETHER)):
+        total = zero
+        for j in range(d, 0, -1):
+            c = load(coordinates, j * row + p, zero) * sigma[j - 1]
+            store(coordinates, j * row + p, total - np.float32(j) * c)
+            total = total + c
+        store(coordinates, p, total)
 
-    # The nearest point whose coordinates are multiples of d + 1, and what is left of each coordinate.
-    excess = rank[d]
-    residual = sorted_
-    for p in range(count):
-        excess[p] = 0
-    for i in range(d + 1):
-        for p in range(count):
-            nearest = np.rint(inverse * elevated[i, p])
-            corner[i, p] = np.int32(nearest)
-            residual[i, p] = elevated[i, p] - nearest * np.float32(d + 1)
-            excess[p] += corner[i, p]
-    for i in range(d):
-        for p in range(count):
-            rank[i, p] = excess[p]
-    for i in range(d):
-        for j in range(i + 1, d + 1):
-            for p in range(count):
-                less = np.int32(residual[i, p] < residual[j, p])
-                rank[i, p] += less
-                rank[j, p] += np.int32(1) - less
+        # The nearest point whose coordinates are multiples of d + 1, and what is left of each coordinate.
+        residuals, excess = barycentric, zero
+        for i in range(d + 1):
+            coordinate = load(coordinates, i * row + p, zero)
+            nearest = rounded(inverse * coordinate)
+            store(corner, i * row + p, nearest)
+            store(residuals, i * row + p, coordinate - nearest * axes)
+            excess = excess + nearest
 
-    # Coordinates that do not sum to 0 are moved by one step where the residual is largest (smallest).
-    for i in range(d + 1):
-        for p in range(count):
-            step = np.int32(rank[i, p] < 0) - np.int32(rank[i, p] > d)
-            rank[i, p] += step * np.int32(d + 1)
-            corner[i, p] += step
-    for i in range(d + 1):
-        for p in range(count):
-            nearest = np.float32(corner[i, p] * np.int32(d + 1))
-            sorted_[rank[i, p], p] = (elevated[i, p] - nearest) * inverse
-    for p in range(count):
-        barycentric[0, p] = sorted_[d, p] + (np.float32(1) - sorted_[0, p])
-    for k in range(1, d + 1):
-        for p in range(count):
-            barycentric[k, p] = sorted_[d - k, p] - sorted_[d - k + 1, p]
+        # Coordinates that do not sum to 0 are moved by one step where the residual is largest (smallest).
+        for i in range(d + 1):
+            residual, order = load(residuals, i * row + p, zero), excess
+            for j in range(i):
+                order = order + (load(residuals, j * row + p, zero) >= residual)
+            for j in range(i + 1, d + 1):
+                order = order + (load(residuals, j * row + p, zero) > residual)
+            step = (zero > order) - (order > axes - one)
+            nearest = load(corner, i * row + p, zero) + step
+            store(corner, i * row + p, nearest)
+            store(rank, i * row + p, order + step * axes)
+            store(coordinates, i * row + p, (load(coordinates, i * row + p, zero) - nearest * axes) * inverse)
+
+        first, previous = zero, zero
+        for k in range(d + 1):
+            kth = zero  # the coordinate of rank k
+            for i in range(d + 1):
+                kth = kth + (load(rank, i * row + p, zero) == k) * load(coordinates, i * row + p, zero)
+            if k == 0:
+                first = kth
+            else:
+                store(barycentric, (d + 1 - k) * row + p, previous - kth)
+            previous = kth
+        store(barycentric, p, previous + (one - first))
 
 
 # Numbering: which vertices there are, and which are neighbours --------------------------------------------------------
@@ -217,7 +222,7 @@ class Packing(NamedTuple):
         if max(simplex[-1], vertex[-1]) >= 2**63:
             return None
         steps = sum(vertex[:-1]) - (d + 1) * np.array([*vertex[:-1], 0])
-        return cls(np.array(simplex[:-1]), bits, np.array(vertex[:-1]), steps, vertex[-1])
+        return cls(np.array([*simplex[:-1], 0]), bits, np.array(vertex[:-1]), steps, vertex[-1])
 
 
 class _Keys(NamedTuple):
@@ -244,7 +249,7 @@ class _Keys(NamedTuple):
         return larger
 
 
-@compiled()
+@compiled(inner=True)
 def _slot(table: Any, key: Any) -> Any:
     """The slot of `key`, or the empty one where it belongs."""
     mask = np.uint64(len(table.slots) - 1)
@@ -267,7 +272,7 @@ def _number(columns: FloatArray, packing: Packing) -> tuple[IndexArray, FloatArr
     simplices, vertices = _Keys.empty(points // 2 + BLOCK), _Keys.empty(points // 4 + BLOCK * (d + 1))  # a guess
     first_point = np.empty(points, np.uint32)  # of each simplex
     counts = np.zeros(2, np.int64)  # of simplices and of vertices so far
-    scratch, packed = Simplices.empty(d, BLOCK), np.empty((2, BLOCK), np.int64)
+    scratch, packed = Simplices.zeros(d, BLOCK), np.empty(BLOCK, np.int64)
     start = 0
     while start < points:
         simplices = simplices.with_room(int(counts[0]), BLOCK)
@@ -308,6 +313,7 @@ def _number_points(
 ) -> int:
     """Number the vertices of the points from `start` on, while the tables have room; returns where to go on."""
     d, points = columns.shape
+    corner, rank, barycentric, _ = scratch
     simplex_count, vertex_count = counts[0], counts[1]
     while (
         start < points
@@ -316,22 +322,30 @@ def _number_points(
     ):
         count = min(BLOCK, points - start)
         _embed(columns, start, count, sigma, scratch)
-        _pack(scratch, count, packing, packed)
+        for p in range(count):
+            packed[p] = 0
+        for i in range(d + 1):
+            for p in range(count):
+                # Vertex k + 1 follows k along the axis of rank d - k.
+                packed[p] += corner[i, p] * packing.simplex[i] + (i << packing.bits * (d - rank[i, p]))
         for p in range(count):
             point = start + p
+            simplex = packed[p]
             for k in range(d + 1):
-                weights[point, k] = scratch.barycentric[k, p]
-            slot = _slot(simplices, packed[0, p])
+                weights[point, k] = barycentric[k, p]
+            slot = _slot(simplices, simplex)
             if simplices.slots[slot] != EMPTY:
                 first = first_point[simplices.slots[slot]]
                 for k in range(d + 1):
                     offsets[point, k] = offsets[first, k]
                 continue
             simplices.slots[slot] = simplex_count
-            simplices.keys[simplex_count] = packed[0, p]
+            simplices.keys[simplex_count] = simplex
             first_point[simplex_count] = point
             simplex_count += 1
-            axes, key = packed[0, p], packed[1, p]
+            key = np.int64(0)
+            for i in range(d):
+                key += corner[i, p] * packing.vertex[i] * (d + 1)
             for k in range(d + 1):
                 slot = _slot(vertices, key)
                 if vertices.slots[slot] == EMPTY:
@@ -339,27 +353,11 @@ def _number_points(
                     vertices.keys[vertex_count] = key
                     vertex_count += 1
                 offsets[point, k] = vertices.slots[slot]
-                key += packing.steps[axes & ((1 << packing.bits) - 1)]
-                axes >>= packing.bits
+                key += packing.steps[simplex & ((1 << packing.bits) - 1)]
+                simplex >>= packing.bits
         start += count
     counts[0], counts[1] = simplex_count, vertex_count
     return start
-
-
-@compiled(inner=True)
-def _pack(simplices: Any, count: int, packing: Any, packed: Any) -> None:
-    """The keys of simplices, packed[0], and of their vertices 0, packed[1]."""
-    axes = len(simplices.corner)
-    for p in range(count):
-        packed[0, p] = packed[1, p] = 0
-    for i in range(axes):
-        for p in range(count):
-            # Vertex k + 1 follows k along the axis of rank d - k.
-            packed[0, p] += i << packing.bits * (axes - 1 - simplices.rank[i, p])
-    for i in range(axes - 1):
-        for p in range(count):
-            packed[0, p] += simplices.corner[i, p] * packing.simplex[i]
-            packed[1, p] += simplices.corner[i, p] * (axes * packing.vertex[i])
 
 
 @compiled()
