@@ -1,0 +1,83 @@
+"""The pictures of docs/cda.md: python docs/cda_picture.py RUN, a run of the recipe toy-cda.
+
+cda-pool.png: crops of the pool, a class in each row; then images, and the same with an object pasted on. cda-maps.png:
+images that show the context of their class, each with its activation map of the first and of the second round, the
+context and the ground truth.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from weakseg.data.images import read_image
+from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.opening import open_dataset
+from weakseg.data.transforms import Augmentation
+from weakseg.files import read_json
+from weakseg.labels import Classes
+from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
+from weakseg.ops.activation import ActivationMaps
+from weakseg.report.pictures import SHEET_COLUMNS, contact_sheet, heat_map, painted, spread
+
+ROWS, PAIRS, ENLARGED, GAP = 6, 6, 2, 8
+
+
+def main(run: Path) -> None:
+    data = read_json(run / "data.json")
+    dataset, used = open_dataset(Path(data["root"])), set(data["names"]["train"])
+    samples = [sample for sample in dataset.split("train") if sample.name in used]
+    pool = Pool.load(run / "pool", Classes(data["classes"]))
+    crops = [pool.read(k, name) for k in pool.labels for name in spread(pool.names[k - 1], SHEET_COLUMNS)]
+    images = TaggedImages(samples, len(data["classes"]), Augmentation(crop=96), 0)
+    pairs, shown = PastedPairs(images, pool, Settings()), []
+    for place in range(PAIRS):
+        image, tags = images.read(Draw(0, place, place))
+        pasted, _ = pairs.pasted(image, tags, generator(0, Draw(0, place, place), PASTING_STREAM))
+        shown.append([image, pasted])
+    half = PAIRS // 2
+    beside = grid([left + right for left, right in zip(shown[:half], shown[half:], strict=True)])
+    save("cda-pool", grid([[contact_sheet(crops), beside]]))
+
+    rows = []
+    for sample in samples:
+        present = sample.labels.present()
+        assert sample.context is not None
+        assert sample.mask is not None
+        contexts = sample.context.read()
+        if len(rows) < ROWS and len(present) == 1 and (contexts == min(present)).any():
+            image = read_image(sample.image)
+            maps = (ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz") for stage in ("maps", "cda_maps"))
+            heats = [heat_map(image, of_round.upsampled()[0]) for of_round in maps]
+            truth = [painted(image, labels) for labels in (contexts, sample.mask.read())]
+            rows.append([image, *heats, *truth])
+    save("cda-maps", grid(rows))
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Pictures in rows and columns on white, each row as high as its highest."""
+    height = sum(max(picture.shape[0] for picture in row) + GAP for row in rows) - GAP
+    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows) - GAP
+    sheet, top = np.full((height, width, 3), 255, np.uint8), 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
+            left += picture.shape[1] + GAP
+        top += max(picture.shape[0] for picture in row) + GAP
+    return sheet
+
+
+def save(name: str, sheet: np.ndarray) -> None:
+    large = Image.fromarray(sheet).resize(
+        (sheet.shape[1] * ENLARGED, sheet.shape[0] * ENLARGED), Image.Resampling.LANCZOS
+    )
+    large.quantize(96).save(Path(__file__).with_name(f"{name}.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
