@@ -307,13 +307,16 @@ def _mean_field_on_cpu(
     images: Sequence[Image], problems: Sequence[Sequence[Problem]], parameters: CRFParameters, device: Any
 ) -> list[list[FloatArray]]:
     from weakseg.ops.lattice_filter import mean_field
-    from weakseg.parallel import threaded
 
     def of_image(i: int) -> list[FloatArray]:
         unaries, copies = zip(*((problem.unary, problem.copies) for problem in problems[i]), strict=True)
         return mean_field(unaries, copies, _kernels(images[i], parameters), parameters.iterations)
 
-    return list(threaded(of_image, range(len(images)), 1 if len(images) == 1 else None))
+    if len(images) == 1:
+        return [of_image(0)]
+    from weakseg.parallel import threaded
+
+    return list(threaded(of_image, range(len(images))))
 
 
 def _mean_field_on_device(
