@@ -11,6 +11,7 @@ from the ground truth.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,34 +78,37 @@ def affinities(samples: Sequence[Sample], run: Path) -> None:
 
 
 def oracle(samples: Sequence[Sample], run: Path, dataset: Dataset) -> None:
+    """The mIoU of a walk with affinities from the ground truth."""
+    found = {key: Confusion(len(dataset.classes) + 1) for key in itertools.product(WALK_ALPHAS, LOG2_STEPS)}
+    for sample in samples:
+        truth = truth_of(sample)
+        for key, labels in oracle_masks(truth, ActivationMaps.load(map_path(run / "maps", sample))):
+            found[key].update(truth, labels, sample.name)
     print(f"mIoU in percent with affinities from the ground truth, {len(samples)} images")
     print("  alpha  " + "  ".join(f"2^{power} steps" for power in LOG2_STEPS))
     for alpha in WALK_ALPHAS:
-        scores = []
-        for power in LOG2_STEPS:
-            confusion = Confusion(len(dataset.classes) + 1)
-            for sample, labels in oracle_walks(samples, run, alpha, power):
-                confusion.update(truth_of(sample), labels, sample.name)
-            scores.append(f"{100 * confusion.mean_iou:9.1f}")
-        print(f"  {alpha:5}  " + "  ".join(scores))
+        print(f"  {alpha:5}  " + "  ".join(f"{100 * found[alpha, power].mean_iou:9.1f}" for power in LOG2_STEPS))
 
 
-def oracle_walks(samples: Sequence[Sample], run: Path, alpha: float, power: int) -> Iterator[tuple[Sample, np.ndarray]]:
-    for sample in samples:
-        maps = ActivationMaps.load(map_path(run / "maps", sample))
-        true_cells = cells(truth_of(sample), STRIDE)
-        size = (true_cells.shape[0], true_cells.shape[1])
-        radius = reduced_radius(size)
-        # Void cells are walls, so that nothing leaks through the void borders of things.
-        alike = [kinds_of_pairs(*ends) for ends in shifted(true_cells[None], radius)]
-        same = torch.stack([background | foreground for background, foreground, _ in alike], 1).flatten(2)
-        scores = torch.from_numpy(with_background(maps.upsampled(), alpha))
-        start = F.avg_pool2d(F.pad(scores, (0, -scores.shape[2] % STRIDE, 0, -scores.shape[1] % STRIDE)), STRIDE)
-        weights = lopsided_affinities(same[0].float(), size, radius)
-        walked = random_walk(start, weights, radius=radius, beta=1, steps=2**power).clamp(0, 1).numpy()
-        labels = np.array([0, *maps.labels], np.int16)
-        large = ActivationMaps(labels, walked, maps.size, STRIDE).upsampled()
-        yield sample, labels.astype(np.uint8)[large.argmax(0)]
+def oracle_masks(truth: np.ndarray, maps: ActivationMaps) -> Iterator[tuple[tuple[float, int], np.ndarray]]:
+    """The label map (H, W) for every alpha and number of steps. All alphas walk together, from power to power."""
+    true_cells = cells(truth, STRIDE)
+    size = (true_cells.shape[0], true_cells.shape[1])
+    radius = reduced_radius(size)
+    # Void cells are walls, so that nothing leaks through the void borders of things.
+    alike = [kinds_of_pairs(*ends) for ends in shifted(true_cells[None], radius)]
+    same = torch.stack([background | foreground for background, foreground, _ in alike], 1).flatten(2)
+    weights = lopsided_affinities(same[0].float(), size, radius)
+    classes = maps.upsampled()
+    scores = torch.from_numpy(np.concatenate([with_background(classes, alpha) for alpha in WALK_ALPHAS]))
+    walked = F.avg_pool2d(F.pad(scores, (0, -scores.shape[2] % STRIDE, 0, -scores.shape[1] % STRIDE)), STRIDE)
+    labels, done = np.array([0, *maps.labels], np.int16), 0
+    for power in LOG2_STEPS:
+        walked = random_walk(walked, weights, radius=radius, beta=1, steps=2**power - done)
+        done = 2**power
+        for alpha, of_alpha in zip(WALK_ALPHAS, walked.clamp(0, 1).split(len(labels)), strict=True):
+            large = ActivationMaps(labels, of_alpha.numpy(), maps.size, STRIDE).upsampled()
+            yield (alpha, power), labels.astype(np.uint8)[large.argmax(0)]
 
 
 def truth_of(sample: Sample) -> np.ndarray:
