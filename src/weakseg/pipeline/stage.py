@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -24,6 +24,7 @@ from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind, find_method
 from weakseg.methods.store import Model
+from weakseg.progress import Progress
 from weakseg.settings import Settings, validate
 from weakseg.training import RuntimeSettings, TrainSettings, train_network
 
@@ -232,6 +233,25 @@ def write_log(root: Path, event: str, **values: Any) -> None:
         record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **values}
         with (root / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def complete(
+    title: str,
+    samples: Sequence[Sample],
+    path: Callable[[Sample], Path],
+    make: Callable[[Sample], object],
+    through: Callable[..., Iterable[object]] = parallel.threaded,
+) -> None:
+    """Let the processes share the images and `make`, for each whose file `path` is not there yet, that file.
+
+    `through` is how the images go through `make`: over threads, or one after the other with `map`.
+    """
+    mine = parallel.share(samples)
+    missing = [sample for sample in mine if not path(sample).exists()]
+    with Progress(title, len(mine), done=len(mine) - len(missing)) as progress:
+        for _ in through(make, missing):
+            progress.advance()
+    parallel.barrier()
 
 
 def require_labels(samples: Sequence[Sample], split: str) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -20,10 +20,9 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage, complete
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.walk import require_method
-from weakseg.progress import Progress
 from weakseg.settings import validate
 
 SCORES_NAME = "average_precision.json"
@@ -57,14 +56,12 @@ class InstanceMasks(Stage):
         network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(device)
         options = network.InstanceOptions.model_validate(self.options)
         source = context.folder(self.maps)
-        samples = parallel.share(context.weakly_labelled())
-        waiting = [sample for sample in samples if not instances_path(folder, sample).exists()]
-        with Progress("instances", len(samples), done=len(samples) - len(waiting)) as progress:
-            for sample in waiting:
-                maps = ActivationMaps.load(map_path(source, sample))
-                network.instances(read_image(sample.image), maps, options, device).save(instances_path(folder, sample))
-                progress.advance()
-        parallel.barrier()
+
+        def separate(sample: Sample) -> None:
+            maps = ActivationMaps.load(map_path(source, sample))
+            network.instances(read_image(sample.image), maps, options, device).save(instances_path(folder, sample))
+
+        complete("instances", context.weakly_labelled(), partial(instances_path, folder), separate, through=map)
         scores = measure(context, folder)
         if scores.images and parallel.rank() == 0:
             classes = ["background", *context.dataset.classes.names]

@@ -4,6 +4,7 @@ have a background of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -18,9 +19,8 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import against_background, decide, known_crf
 from weakseg.pipeline.measures import measure_curve
-from weakseg.pipeline.stage import Context, Reads, Stage
+from weakseg.pipeline.stage import Context, Reads, Stage, complete
 from weakseg.pipeline.stages.maps import map_path
-from weakseg.progress import Progress
 
 DEFAULT_THRESHOLD = 0.3
 
@@ -48,8 +48,6 @@ class Masks(Stage):
     def run(self, context: Context, folder: Path) -> None:
         source = context.folder(self.maps)
         threshold = self._threshold(context, source, folder)
-        samples = parallel.share(context.weakly_labelled())
-        waiting = [sample for sample in samples if not mask_path(folder, sample).exists()]
 
         def write(sample: Sample) -> None:
             maps = ActivationMaps.load(map_path(source, sample))
@@ -59,9 +57,7 @@ class Masks(Stage):
             mask = decide(read_image(sample.image), scores, labels, self.crf, context.fabric.device).labels
             write_label_map(mask_path(folder, sample), mask)
 
-        with Progress("pseudo-masks", len(samples), done=len(samples) - len(waiting)) as progress:
-            for _ in parallel.threaded(write, waiting):
-                progress.advance()
+        complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
 
     def _threshold(self, context: Context, source: Path, folder: Path) -> float | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""

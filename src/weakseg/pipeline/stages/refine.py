@@ -21,7 +21,7 @@ from weakseg.methods.base import Concluding, Image, Kind, find_method
 from weakseg.methods.store import save_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, complete
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.progress import Progress
 
@@ -58,17 +58,12 @@ class Refine(Learning):
 
     def _write_evidence(self, context: Context, folder: Path, evidence: Any) -> None:
         source = context.folder(self.maps)
-        mine = parallel.share(self.samples(context))
-        waiting = [sample for sample in mine if not evidence_path(folder, sample).exists()]
 
         def write(sample: Sample) -> None:
             maps = ActivationMaps.load(map_path(source, sample))
             write_npz(evidence_path(folder, sample), evidence(read_image(sample.image), maps))
 
-        with Progress("evidence", len(mine), done=len(mine) - len(waiting)) as progress:
-            for _ in parallel.threaded(write, waiting):
-                progress.advance()
-        parallel.barrier()
+        complete("evidence", self.samples(context), partial(evidence_path, folder), write)
 
 
 # Not inside of `run`: worker processes that are not forked can only be told what a module holds.

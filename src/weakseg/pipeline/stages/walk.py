@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from weakseg import parallel
+from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import find_method
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage
+from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage, complete
 from weakseg.pipeline.stages.maps import map_path
-from weakseg.progress import Progress
 from weakseg.settings import validate
 
 
@@ -44,14 +44,13 @@ class Walk(Stage):
         network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(context.fabric.device)
         options = network.Options.model_validate(self.options)
         source = context.folder(self.maps)
-        samples = parallel.share(context.weakly_labelled())
-        waiting = [sample for sample in samples if not map_path(folder, sample).exists()]
-        with Progress("walk", len(samples), done=len(samples) - len(waiting)) as progress:
-            for sample in waiting:
-                maps = ActivationMaps.load(map_path(source, sample))
-                refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
-                refined.save(map_path(folder, sample))
-                progress.advance()
+
+        def walk(sample: Sample) -> None:
+            maps = ActivationMaps.load(map_path(source, sample))
+            refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
+            refined.save(map_path(folder, sample))
+
+        complete("walk", context.weakly_labelled(), partial(map_path, folder), walk, through=map)
 
 
 def require_method(context: Context, refiner: str, method: str, what: str) -> None:
