@@ -1,6 +1,7 @@
-"""The picture of docs/affinitynet.md: python docs/affinitynet_picture.py RUN, a run of the recipe toy-affinitynet.
+"""The picture of docs/affinitynet.md, from the run that `make demo` leaves:
+python docs/affinitynet_picture.py runs/toy
 
-Four images of the training split, one a row: image, activation map, what is learned from it (void is white), affinity
+Four images of the training split, one a row: image, SEAM's map, what is learned from it (void is white), affinity
 of every cell to its surroundings, the map after the walk, pseudo-mask before CRF, ground truth.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from sheet import save_sheet
 
 from weakseg.data.images import read_image, read_label_map
 from weakseg.data.opening import open_dataset
@@ -22,7 +23,7 @@ from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps, normalise_image
 from weakseg.report.pictures import heat_map, painted
 
-ROWS, ENLARGED, GAP = 4, 2, 8
+ROWS = 4
 
 
 def main(run: Path) -> None:
@@ -34,7 +35,7 @@ def main(run: Path) -> None:
     rows = []
     for sample in several:
         image = read_image(sample.image)
-        before = ActivationMaps.load(run / "maps" / "maps" / f"{sample.name}.npz")
+        before = ActivationMaps.load(run / "seam_maps" / "maps" / f"{sample.name}.npz")
         after = ActivationMaps.load(run / "walk" / "maps" / f"{sample.name}.npz")
         evidence = read_npz(run / "affinity" / "evidence" / f"{sample.name}.npz")
         sure = affinity_labels(evidence["low"], evidence["high"])
@@ -52,14 +53,7 @@ def main(run: Path) -> None:
                 painted(image, sample.mask.read()),
             ]
         )
-    height, width = rows[0][0].shape[:2]
-    sheet = np.full((ROWS * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
-    for number, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet[number * (height + GAP) :][:height, column * (width + GAP) :][:, :width] = picture
-    large = Image.fromarray(sheet)
-    large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
-    large.quantize(256).save(Path(__file__).with_name("affinitynet.png"), optimize=True)
+    save_sheet(rows, "affinitynet.png")
 
 
 @torch.no_grad()

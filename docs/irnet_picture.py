@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image
+from sheet import save_sheet
 
 from weakseg.data.images import read_image, read_label_map
 from weakseg.data.opening import open_dataset
@@ -23,7 +24,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.report.pictures import heat_map, painted
 
-ROWS, ENLARGED, GAP = 5, 2, 8
+ROWS = 5
 
 
 def main(run: Path) -> None:
@@ -56,14 +57,7 @@ def main(run: Path) -> None:
                 painted(image, objects),
             ]
         )
-    height, width = rows[0][0].shape[:2]
-    sheet = np.full((ROWS * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
-    for number, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet[number * (height + GAP) :][:height, column * (width + GAP) :][:, :width] = picture
-    large = Image.fromarray(sheet)
-    large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
-    large.quantize(80).save(Path(__file__).with_name("irnet.png"), optimize=True)
+    save_sheet(rows, "irnet.png", colours=80)
 
 
 def directions(field: np.ndarray) -> np.ndarray:

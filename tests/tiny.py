@@ -23,7 +23,16 @@ TINY = (
     "runtime.checkpoint_steps=1",
     "runtime.device=cpu",
 )
-"""Changes that make the toy recipe finish in seconds on the tiny data."""
+"""Changes that make the recipe toy-cam finish in seconds on the tiny data."""
+SMALL = "{name: small, output_stride: 8, weights: null}"
+TINY_SEAM = (
+    *TINY,
+    "cam.augment={crop: 32}",
+    *(f"{stage}.model.backbone={SMALL}" for stage in ("cam", "affinity", "segment")),
+    "affinity.augment={crop: 48}",
+    "affinity.train={epochs: 2, batch_size: 4}",
+)
+"""The same for the recipe seam."""
 
 
 def write_tiny_voc(root: Path, train: int = 8, val: int = 4, masks: bool = True) -> Path:

@@ -11,16 +11,18 @@ from typing import NamedTuple
 
 import pytest
 
-from tiny import TINY, set_options, write_tiny_voc
+from tiny import TINY, TINY_SEAM, set_options, write_tiny_voc
 
 Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class Finished(NamedTuple):
-    """A data set and what `weakseg run toy` made of it. Whoever changes anything works on a copy."""
+    """A data set, what `weakseg run` made of it, and the words of that command before `--out`. Whoever changes
+    anything works on a copy."""
 
     data: Path
     run: Path
+    command: tuple[str | Path, ...]
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +42,38 @@ def process() -> Process:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
+    """The recipe toy-cam."""
+    return finish(tmp_path_factory.mktemp("finished"), process, "toy-cam", TINY)
+
+
+@pytest.fixture(scope="session")
+def finished_seam(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """The recipe seam: every kind of stage that maps, walks or learns."""
+    return finish(tmp_path_factory.mktemp("finished seam"), process, "seam", TINY_SEAM)
+
+
+PASTING = """
+extends: toy-cda
+name: pasting
+about: up to the maps of the second round
+stages: {cda_masks: null, segment: null, scores: null}
+"""
+
+
+@pytest.fixture(scope="session")
+def finished_pasting(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """A localiser that learns from pasted objects."""
+    folder = tmp_path_factory.mktemp("finished pasting")
+    (folder / "pasting.yaml").write_text(PASTING, encoding="utf-8")
+    short = (change for change in TINY if not change.startswith("segment"))
+    all_objects = ("masks.threshold=0.2", "masks.crf=null", "pool.smallest=0", "pool.largest=1")
+    settings = (*short, *all_objects, "cda_cam.train.epochs=1")
+    return finish(folder, process, str(folder / "pasting.yaml"), settings)
+
+
+def finish(folder: Path, process: Process, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
-    done = process("run", "toy", "--data", data, "--out", run, *set_options(*TINY))
+    command = ("run", recipe, "--data", data, *set_options(*settings))
+    done = process(*command, "--out", run)
     assert done.returncode == 0, done.stderr
-    return Finished(data, run)
+    return Finished(data, run, command)

@@ -28,9 +28,9 @@ TITLE = re.compile(r"\[(\d)/(\d)\] (.*), seed (\d)( \(about \d+ min left\))?")
 
 
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
-    """`toy` without and with AffinityNet, two seeds."""
+    """`toy-cam` without and with AffinityNet, two seeds."""
     refine = ["--refine", "none,affinitynet", "--seeds", "3,1"]
-    return ["compare", "toy", "--data", str(data), "--out", str(out), *refine, *set_options(*TINY, *REFINED), *more]
+    return ["compare", "toy-cam", "--data", str(data), "--out", str(out), *refine, *set_options(*TINY, *REFINED), *more]
 
 
 def artifacts(root: Path) -> dict[str, bytes]:
@@ -62,16 +62,16 @@ def test_the_table_is_what_the_runs_measured(whole: tuple[Path, Path, str]) -> N
     _, out, _ = whole
     found = read(out)
     assert [(row["what"], row["split"], row["run"], row["title"]) for row in found["rows"]] == [
-        ("activation maps", "score", "toy", "CAM"),
-        ("activation maps", "score", "toy+affinitynet", "CAM"),
-        ("unrefined masks", "score", "toy+affinitynet", "CAM + CRF"),
-        ("refined maps", "score", "toy+affinitynet", "Walk"),
-        ("final masks", "score", "toy", "CAM + CRF"),
-        ("final masks", "score", "toy+affinitynet", "Walk + CRF"),
-        ("segmenter", "score", "toy", "DeepLab"),
-        ("segmenter", "score", "toy+affinitynet", "DeepLab"),
-        ("segmenter", "val", "toy", "DeepLab"),
-        ("segmenter", "val", "toy+affinitynet", "DeepLab"),
+        ("activation maps", "score", "toy-cam", "CAM"),
+        ("activation maps", "score", "toy-cam+affinitynet", "CAM"),
+        ("unrefined masks", "score", "toy-cam+affinitynet", "CAM + CRF"),
+        ("refined maps", "score", "toy-cam+affinitynet", "Walk"),
+        ("final masks", "score", "toy-cam", "CAM + CRF"),
+        ("final masks", "score", "toy-cam+affinitynet", "Walk + CRF"),
+        ("segmenter", "score", "toy-cam", "DeepLab"),
+        ("segmenter", "score", "toy-cam+affinitynet", "DeepLab"),
+        ("segmenter", "val", "toy-cam", "DeepLab"),
+        ("segmenter", "val", "toy-cam+affinitynet", "DeepLab"),
     ]
     for row in found["rows"]:
         scores = {s: summary(out / row["run"] / f"seed-{s}")[row["title"], row["split"]] for s in ("1", "3")}
@@ -84,7 +84,7 @@ def test_the_table_is_what_the_runs_measured(whole: tuple[Path, Path, str]) -> N
     gains = [after["by_seed"][seed] - before["by_seed"][seed] for seed in ("1", "3")]
     half = 12.7062 * statistics.stdev(gains) / 2**0.5
     assert after["difference"] == {
-        "to": "toy",
+        "to": "toy-cam",
         "seeds": 2,
         "mean": pytest.approx(statistics.mean(gains)),
         "deviation": pytest.approx(statistics.stdev(gains)),
@@ -97,9 +97,9 @@ def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
     """Eight images, two epochs, or two updates of four."""
     _, out, said = whole
     passes = {(work["run"], work["stage"]): work["image_passes"] for work in read(out)["stages"]}
-    assert passes["toy", "cam"] == passes["toy+affinitynet", "segment"] == {"1": 16, "3": 16}
-    assert passes["toy+affinitynet", "affinity"] == {"1": 8, "3": 8}
-    assert passes["toy", "maps"] is None
+    assert passes["toy-cam", "cam"] == passes["toy-cam+affinitynet", "segment"] == {"1": 16, "3": 16}
+    assert passes["toy-cam+affinitynet", "affinity"] == {"1": 8, "3": 8}
+    assert passes["toy-cam", "maps"] is None
     assert "localise: 16 in every recipe that has it; refine: 8 in every recipe that has it; segment: 16" in said
 
 
@@ -108,21 +108,21 @@ def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], pr
     assert said.count("cam: running") == said.count("maps: running") == 2
     for seed in (1, 3):
         for stage, source in (("cam", "cam"), ("maps", "maps"), ("unrefined_masks", "masks")):
-            manifest = json.loads((out / f"toy+affinitynet/seed-{seed}" / stage / "manifest.json").read_text())
-            assert manifest["reused_from"] == str((out / f"toy/seed-{seed}" / source).resolve())
-    recipe = out / "toy+affinitynet" / "seed-3" / "recipe.yaml"
+            manifest = json.loads((out / f"toy-cam+affinitynet/seed-{seed}" / stage / "manifest.json").read_text())
+            assert manifest["reused_from"] == str((out / f"toy-cam/seed-{seed}" / source).resolve())
+    recipe = out / "toy-cam+affinitynet" / "seed-3" / "recipe.yaml"
     done = process("run", recipe, "--data", data, "--out", tmp_path / "alone")
     assert done.returncode == 0, done.stderr
-    assert artifacts(tmp_path / "alone") == artifacts(out / "toy+affinitynet" / "seed-3")
+    assert artifacts(tmp_path / "alone") == artifacts(out / "toy-cam+affinitynet" / "seed-3")
 
 
 def test_progress_says_which_run_of_how_many(whole: tuple[Path, Path, str]) -> None:
     lines = [TITLE.fullmatch(line) for line in whole[2].splitlines()]
     assert [match.groups()[:4] for match in lines if match] == [
-        ("1", "4", "toy", "3"),
-        ("2", "4", "toy+affinitynet", "3"),
-        ("3", "4", "toy", "1"),
-        ("4", "4", "toy+affinitynet", "1"),
+        ("1", "4", "toy-cam", "3"),
+        ("2", "4", "toy-cam+affinitynet", "3"),
+        ("3", "4", "toy-cam", "1"),
+        ("4", "4", "toy-cam+affinitynet", "1"),
     ]
     assert [bool(match[5]) for match in lines if match] == [False, True, True, True]
 
@@ -138,7 +138,7 @@ def test_pages_for_people(whole: tuple[Path, Path, str]) -> None:
     for text in (html, markdown, said):
         assert f"{100 * mean:.1f}" in text
         assert "Walk + CRF" in text
-    assert f"| final masks | score | toy | CAM + CRF | {100 * mean:.1f} |" in markdown
+    assert f"| final masks | score | toy-cam | CAM + CRF | {100 * mean:.1f} |" in markdown
     assert "paired t interval" in html
     assert "paired t interval" in markdown
 
@@ -157,7 +157,7 @@ def test_a_finished_comparison_does_nothing_again(
 def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
     data, expected, _ = whole
     out = tmp_path / "out"
-    for run in ("toy/seed-1", "toy/seed-3", "toy+affinitynet/seed-3"):
+    for run in ("toy-cam/seed-1", "toy-cam/seed-3", "toy-cam+affinitynet/seed-3"):
         shutil.copytree(expected / run, out / run)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for point in (("seed-1/maps/manifest.json", "1"), ("seed-1/masks/masks/", "3"), ("compare.json", "4")):
@@ -190,7 +190,7 @@ def test_a_mistake_in_one_recipe_does_not_stop_the_others(
     data, out, _ = whole
     copy = copy_tree(out, tmp_path / "out")
     lost = "toy-supervised:segment.model.backbone.weights=gone.pth"
-    words = ["compare", "toy-supervised", "toy", "--data", data, "--out", copy, "--seeds", "1"]
+    words = ["compare", "toy-supervised", "toy-cam", "--data", data, "--out", copy, "--seeds", "1"]
     answer = weakseg(*words, *set_options(*TINY, lost))
     assert answer.status == 1
     assert "Error: 1 of 2 runs failed." in answer.err
@@ -198,20 +198,20 @@ def test_a_mistake_in_one_recipe_does_not_stop_the_others(
     assert "Missing: toy-supervised, seed 1." in answer.out
     found = read(copy)
     assert list(found["unfinished"]) == ["toy-supervised, seed 1"]
-    assert {row["run"] for row in found["rows"]} == {"toy"}
+    assert {row["run"] for row in found["rows"]} == {"toy-cam"}
     assert all(row["deviation"] is None for row in found["rows"]), "one seed says nothing of chance"
 
 
 def test_a_setting_for_one_recipe(whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path, copy_tree: Any) -> None:
     data, out, _ = whole
-    shutil.copytree(out / "toy", tmp_path / "out" / "toy")
-    words = ["compare", "toy", "toy-supervised", "--data", data, "--out", tmp_path / "out", "--seeds", "1"]
+    shutil.copytree(out / "toy-cam", tmp_path / "out" / "toy-cam")
+    words = ["compare", "toy-cam", "toy-supervised", "--data", data, "--out", tmp_path / "out", "--seeds", "1"]
     answer = weakseg(*words, *set_options(*TINY, "toy-supervised:segment.train.epochs=1"))
     assert answer.status == 0, answer.err
-    assert "segment: not equal (toy 16, toy-supervised 8)" in answer.out
+    assert "segment: not equal (toy-cam 16, toy-supervised 8)" in answer.out
     assert "cam: finished before, skipped" in answer.out
     rows = {(row["what"], row["split"], row["run"]): row["difference"] for row in read(tmp_path / "out")["rows"]}
-    assert rows["segmenter", "val", "toy"] is None
+    assert rows["segmenter", "val", "toy-cam"] is None
     assert rows["segmenter", "val", "toy-supervised"]["interval"] is None
 
 
@@ -232,18 +232,18 @@ def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["toy", "camm"], 'There is no recipe "camm". Did you mean "cam"?'),
-        (["toy", "cam", "toy"], "The recipe toy is there twice"),
-        (["toy", "--refine", "none,afinitynet"], 'There is no recipe "afinitynet". Did you mean "affinitynet"?'),
-        (["toy", "--refine", "none,none"], "The refiner none is there twice"),
-        (["toy", "--refine", "cam"], 'The recipe "cam" refines nothing'),
-        (["toy", "--seeds", "0,1,0"], "The seed 0 is there twice"),
-        (["toy", "--seeds", "zero"], "--seeds zero: write numbers from 0 on, such as 0,1,2"),
-        (["toy", "--set", "seed=2"], "give the seeds of a comparison with --seeds"),
-        (["toy", "--set", "affinity.train.epochs=2"], "no recipe of this comparison has such a stage or setting"),
-        (["toy", "--set", "cam:maps.stride=2"], "The stages are: toy: cam, maps, masks, segment, scores"),
-        (["toy", "--set", "cam.train.epoch=2"], 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
-        (["toy", "--set", "nonsense"], "write it as key=value"),
+        (["toy-cam", "camm"], 'There is no recipe "camm". Did you mean "cam"?'),
+        (["toy-cam", "cam", "toy-cam"], "The recipe toy-cam is there twice"),
+        (["toy-cam", "--refine", "none,afinitynet"], 'There is no recipe "afinitynet". Did you mean "affinitynet"?'),
+        (["toy-cam", "--refine", "none,none"], "The refiner none is there twice"),
+        (["toy-cam", "--refine", "cam"], 'The recipe "cam" refines nothing'),
+        (["toy-cam", "--seeds", "0,1,0"], "The seed 0 is there twice"),
+        (["toy-cam", "--seeds", "zero"], "--seeds zero: write numbers from 0 on, such as 0,1,2"),
+        (["toy-cam", "--set", "seed=2"], "give the seeds of a comparison with --seeds"),
+        (["toy-cam", "--set", "affinity.train.epochs=2"], "no recipe of this comparison has such a stage or setting"),
+        (["toy-cam", "--set", "cam:maps.stride=2"], "The stages are: toy-cam: cam, maps, masks, segment, scores"),
+        (["toy-cam", "--set", "cam.train.epoch=2"], 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
+        (["toy-cam", "--set", "nonsense"], "write it as key=value"),
     ],
 )
 def test_what_cannot_be_compared(refused: Any, words: list[str], message: str) -> None:
@@ -252,4 +252,4 @@ def test_what_cannot_be_compared(refused: Any, words: list[str], message: str) -
 
 def test_without_masks_there_is_nothing_to_compare(refused: Any, tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "unmeasurable", masks=False)
-    assert "unmeasurable has no masks to measure on, so there is nothing to compare" in refused("toy", data=data)
+    assert "unmeasurable has no masks to measure on, so there is nothing to compare" in refused("toy-cam", data=data)

@@ -66,7 +66,7 @@ def artifacts(root: Path) -> dict[str, bytes]:
 def test_the_same_command_finishes_when_there_is_room_again(weakseg: Any, finished: Any, disk: Path) -> None:
     """The disk grows by little more than one file whenever it is full, so that the run is stopped at many places."""
     root = disk / "run"
-    command = ("run", "toy", "--data", finished.data, "--out", root, *set_options(*TINY))
+    command = ("run", "toy-cam", "--data", finished.data, "--out", root, *set_options(*TINY))
     stopped_at: list[str] = []
     resize(disk, 8)
     # Checkpoints would need so much room that everything after them found enough.
@@ -97,7 +97,7 @@ def full(answer: Any, root: Path) -> str:
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(weakseg: Any, finished: Any, disk: Path) -> None:
     root = disk / "run"
     resize(disk, 6144)
-    answer = weakseg("run", "toy", "--data", finished.data, "--out", root, *set_options(*TINY))
+    answer = weakseg("run", "toy-cam", "--data", finished.data, "--out", root, *set_options(*TINY))
     assert full(answer, root) == str(root / "cam" / "checkpoint.safetensors")
     with safe_open(root / "cam" / "checkpoint.safetensors", framework="np") as file:
         assert file.metadata() == {"step": "1"}

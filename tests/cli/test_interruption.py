@@ -3,54 +3,87 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tiny import TINY, artifacts, set_options, write_tiny_voc
+from tiny import artifacts
+from weakseg.pipeline.recipe import load_recipe
 
 KILLED = Path(__file__).with_name("killed.py")
 
 
-def run_weakseg(data: Path, out: Path, *killed_at: str) -> int:
-    """The status of `weakseg run toy` in a process of its own, killed at (text, number) if given."""
+def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
+    """The status of the finished run's command with another folder, killed at (text, number) if given."""
     script = [str(KILLED), *killed_at] if killed_at else ["-m", "weakseg"]
-    arguments = ["run", "toy", "--data", str(data), "--out", str(out), *set_options(*TINY)]
+    command = [sys.executable, *script, *map(str, finished.command), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *script, *arguments], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("whole")
-    data = write_tiny_voc(folder / "data")
-    assert run_weakseg(data, folder / "run") == 0
-    return data, artifacts(folder / "run")
-
-
 @pytest.mark.parametrize(
-    "killed_at",
+    ("run", "killed_at"),
     [
-        [("cam/checkpoint", "2"), ("cam/model/model.safetensors", "1")],
-        [("maps/maps/", "4"), ("masks/masks/", "3")],
-        [("segment/checkpoint", "3"), ("segment/manifest.json", "1")],
-        [("masks/curve.json", "1"), ("scores/predictions/", "5"), ("scores/scores.json", "1"), ("report.html", "1")],
+        (
+            "finished_seam",
+            [
+                ("cam/checkpoint", "2"),
+                ("cam/model/model.safetensors", "1"),
+                ("maps/maps/", "4"),
+                ("cam_masks/curve.json", "1"),
+                ("cam_masks/masks/", "3"),
+            ],
+        ),
+        (
+            "finished_seam",
+            [
+                ("affinity/evidence/", "3"),
+                ("affinity/checkpoint", "2"),
+                ("walk/maps/", "4"),
+                ("walked/masks/", "5"),
+                ("/masks/masks/", "3"),
+            ],
+        ),
+        (
+            "finished_seam",
+            [
+                ("segment/checkpoint", "3"),
+                ("segment/manifest.json", "1"),
+                ("scores/predictions/", "5"),
+                ("scores/scores.json", "1"),
+                ("report.html", "1"),
+            ],
+        ),
+        (
+            "finished_pasting",
+            [
+                ("pool/crops/", "3"),
+                ("pool/index.json", "1"),
+                ("cda_cam/checkpoint", "2"),
+                ("cda_maps/maps/", "3"),
+            ],
+        ),
     ],
-    ids=lambda points: "-".join(text.strip("/").replace("/", ".") for text, _ in points),
+    ids=["localiser", "refiner", "segmenter", "pasting"],
 )
 def test_killed_runs_end_with_the_same_bytes(
-    whole: tuple[Path, dict[str, bytes]], killed_at: list[tuple[str, str]], tmp_path: Path
+    run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    data, expected = whole
-    out = tmp_path / "run"
+    """The stages before the first one that is killed are taken from the undisturbed run."""
+    finished, out = request.getfixturevalue(run), tmp_path / "run"
+    stages, first = list(load_recipe(str(finished.run / "recipe.yaml")).stages), killed_at[0][0].split("/")[0]
+    for stage in stages[: stages.index(first)]:
+        shutil.copytree(finished.run / stage, out / stage)
     for point in killed_at:
-        assert run_weakseg(data, out, *point) == -signal.SIGKILL, f"never came to {point}"
-    assert run_weakseg(data, out) == 0
-    found = artifacts(out)
+        assert run_weakseg(finished, out, *point) == -signal.SIGKILL, f"never came to {point}"
+    assert run_weakseg(finished, out) == 0
+    found, expected = artifacts(out), artifacts(finished.run)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

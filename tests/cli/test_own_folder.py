@@ -81,7 +81,7 @@ def test_check_run_report_predict(weakseg: Any, tmp_path: Path, write_labels: An
     assert f"{root}: 0 problems, 3 notes" in answer.out
     assert weakseg("data", "check", root, "--strict").status == 1
 
-    answer = weakseg("run", "toy", "--data", root, "--out", run, *set_options(*TINY))
+    answer = weakseg("run", "toy-cam", "--data", root, "--out", run, *set_options(*TINY))
     assert answer.status == 0, answer.err
     assert f"Report: {run / 'report.html'}" in answer.out
     html = (run / "report.html").read_text(encoding="utf-8")

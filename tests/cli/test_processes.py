@@ -8,12 +8,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tiny import TINY, set_options
-
-# What differs between any two runs: times, and the number of processes.
-PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "report.html"}
+from tiny import TINY, artifacts, set_options
+from weakseg.files import read_npz
 
 
 def free_port() -> int:
@@ -22,13 +21,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def in_two_processes(
-    process: Any, data: Path, out: Path, *settings: str, command: tuple[str, ...] = ("run", "toy")
-) -> Any:
-    """`weakseg run toy`, or another command, under torchrun."""
+def in_two_processes(process: Any, *arguments: str | Path) -> Any:
+    """`weakseg` with these arguments under torchrun."""
     port = f"--master-port={free_port()}"
     torchrun = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", port)
-    arguments = (*command, "--data", data, "--out", out, *set_options(*TINY, *settings))
     return process("-m", "weakseg", *arguments, module=torchrun, GLOO_SOCKET_IFNAME="lo")
 
 
@@ -40,12 +36,23 @@ def losses(stage: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (stage / "train.jsonl").read_text().splitlines()]
 
 
+def largest_difference(one: Path, two: Path) -> float:
+    """Between the maps of two stages."""
+    paths = list((one / "maps").iterdir())
+    assert len(paths) == 8
+    pairs = [
+        [read_npz(stage / "maps" / path.name)["maps"].astype(np.float32) for stage in (one, two)] for path in paths
+    ]
+    return max(float(np.abs(first - second).max()) for first, second in pairs)
+
+
 @pytest.fixture(scope="module")
-def alone_then_two(finished: Any, process: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run in which two processes go on after the classifier that one process has trained."""
+def alone_then_two(finished_seam: Any, process: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in which two processes go on with the localiser and the refiner that one process has trained."""
     root = tmp_path_factory.mktemp("two") / "run"
-    shutil.copytree(finished.run / "cam", root / "cam")
-    done = in_two_processes(process, finished.data, root)
+    for stage in ("cam", "affinity"):
+        shutil.copytree(finished_seam.run / stage, root / stage)
+    done = in_two_processes(process, *finished_seam.command, "--out", root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Report: ") == 1, "only the first process speaks"
     return root
@@ -54,63 +61,90 @@ def alone_then_two(finished: Any, process: Any, tmp_path_factory: pytest.TempPat
 def test_the_work_is_shared(alone_then_two: Path) -> None:
     manifests = {path.parent.name: json.loads(path.read_text()) for path in alone_then_two.glob("*/manifest.json")}
     assert {name: manifest["processes"] for name, manifest in manifests.items()} == {
-        "cam": 1, "maps": 2, "masks": 2, "segment": 2, "scores": 2,
+        "cam": 1, "maps": 2, "cam_masks": 2, "affinity": 1, "walk": 2, "walked": 2, "masks": 2, "segment": 2,
+        "scores": 2,
     }  # fmt: skip
 
 
-def test_the_same_maps_and_masks_to_the_last_bit(alone_then_two: Path, finished: Any) -> None:
-    assert files(alone_then_two) == files(finished.run)
-    same = [
-        name
-        for name in sorted(files(finished.run))
-        if name.startswith(("cam/", "maps/", "masks/")) and Path(name).name not in PASSING
-    ]
-    assert len(same) >= 8 + 8 + 2
-    assert [n for n in same if (alone_then_two / n).read_bytes() != (finished.run / n).read_bytes()] == []
+def test_the_same_maps_and_masks_to_the_last_bit(alone_then_two: Path, finished_seam: Any) -> None:
+    assert files(alone_then_two) == files(finished_seam.run)
+    found, expected = artifacts(alone_then_two), artifacts(finished_seam.run)
+    same = [name for name in expected if not name.startswith(("segment/", "scores/"))]
+    assert sum(name.endswith(".png") for name in same) == 3 * 8
+    assert sum("/maps/" in name for name in same) == 2 * 8
+    assert [name for name in same if found[name] != expected[name]] == []
 
 
-def test_the_same_scores_of_the_same_masks(alone_then_two: Path, finished: Any) -> None:
+def test_the_same_scores_of_the_same_masks(alone_then_two: Path, finished_seam: Any) -> None:
     """Counts are summed over the processes, so the rows that the segmenter has no part in are equal."""
 
     def rows(root: Path) -> list[dict[str, Any]]:
         found = json.loads((root / "scores" / "scores.json").read_text())["rows"]
         return [row for row in found if row["title"] != "DeepLab"]
 
-    assert rows(alone_then_two) == rows(finished.run)
+    assert rows(alone_then_two) == rows(finished_seam.run)
 
 
-def test_training_in_two_processes_has_the_loss_curve_of_one(alone_then_two: Path, finished: Any) -> None:
-    one, two = losses(finished.run / "segment"), losses(alone_then_two / "segment")
+def test_a_segmenter_has_the_loss_curve_of_one_process(alone_then_two: Path, finished_seam: Any) -> None:
+    one, two = losses(finished_seam.run / "segment"), losses(alone_then_two / "segment")
     assert len(one) == 4
     assert two == pytest.approx(one, abs=1e-4)
 
 
 def test_one_process_goes_on_after_two(
-    alone_then_two: Path, finished: Any, weakseg: Any, tmp_path: Path, copy_tree: Any
+    alone_then_two: Path, finished_seam: Any, weakseg: Any, tmp_path: Path, copy_tree: Any
 ) -> None:
     root = copy_tree(alone_then_two, tmp_path / "run")
-    answer = weakseg("run", "toy", "--data", finished.data, "--out", root, *set_options(*TINY))
+    answer = weakseg(*finished_seam.command, "--out", root)
     assert answer.status == 0, answer.err
-    assert answer.out.count("finished before, skipped") == 5
+    assert answer.out.count("finished before, skipped") == 9
 
 
-def test_the_classifier_learns_the_same_in_two_processes(finished: Any, process: Any, tmp_path: Path) -> None:
-    done = in_two_processes(process, finished.data, tmp_path / "run")
+def test_localiser_and_refiner_learn_the_same_in_two_processes(
+    finished_seam: Any, process: Any, tmp_path: Path
+) -> None:
+    """The refiner from the maps of one process, whose last bits those of two may not share."""
+    one, two = finished_seam.run, tmp_path / "run"
+    shutil.copytree(one / "maps", two / "maps")
+    done = in_two_processes(process, *finished_seam.command, "--out", two)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "run") == files(finished.run)
-    assert losses(tmp_path / "run" / "cam") == pytest.approx(losses(finished.run / "cam"), abs=1e-4)
+    assert files(two) == files(one)
+    for stage in ("cam", "affinity"):
+        assert len(losses(one / stage)) == 4
+        assert losses(two / stage) == pytest.approx(losses(one / stage), abs=1e-4)
+    for path in (one / "affinity" / "evidence").iterdir():
+        assert (two / "affinity" / "evidence" / path.name).read_bytes() == path.read_bytes()
+    assert largest_difference(one / "walk", two / "walk") <= 2e-3
+
+
+def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, process: Any, tmp_path: Path) -> None:
+    one, two = finished_pasting.run, tmp_path / "run"
+    for stage in ("cam", "maps", "masks"):
+        shutil.copytree(one / stage, two / stage)
+    done = in_two_processes(process, *finished_pasting.command, "--out", two)
+    assert done.returncode == 0, done.stderr
+    found, expected = artifacts(two), artifacts(one)
+    assert found.keys() == expected.keys()
+    pool = [name for name in expected if name.startswith("pool/")]
+    assert len(pool) > 8
+    assert [name for name in pool if found[name] != expected[name]] == []
+    assert len(losses(one / "cda_cam")) == 4
+    assert losses(two / "cda_cam") == pytest.approx(losses(one / "cda_cam"), abs=1e-4)
+    assert largest_difference(one / "cda_maps", two / "cda_maps") <= 2e-3
 
 
 def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
-    done = in_two_processes(process, tiny_voc, tmp_path / "run", "cam.train.batch_size=3")
+    wrong = set_options(*TINY, "cam.train.batch_size=3")
+    done = in_two_processes(process, "run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *wrong)
     assert done.returncode != 0
     assert "A batch of 3 images cannot be shared equally by 2 processes" in done.stderr
     assert "choose a batch size that 2 divides." in done.stderr
 
 
 def test_a_comparison_in_two_processes(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
-    out, command = tmp_path / "out", ("compare", "toy", "toy-supervised", "--seeds", "2")
-    done = in_two_processes(process, tiny_voc, out, command=command)
+    out, recipes = tmp_path / "out", ("toy-cam", "toy-supervised")
+    settings = ("--seeds", "2", *set_options(*TINY))
+    done = in_two_processes(process, "compare", *recipes, "--data", tiny_voc, "--out", out, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[2/2] toy-supervised, seed 2") == 1, "only the first process speaks"
     assert done.stdout.count("Comparison: ") == 1
@@ -118,4 +152,4 @@ def test_a_comparison_in_two_processes(process: Any, tiny_voc: Path, tmp_path: P
     assert manifest["processes"] == 2
     table = json.loads((out / "compare.json").read_text())
     assert table["unfinished"] == {}
-    assert {row["run"] for row in table["rows"]} == {"toy", "toy-supervised"}
+    assert {row["run"] for row in table["rows"]} == {"toy-cam", "toy-supervised"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tiny import TINY, set_options, write_tiny_voc
+from tiny import TINY, TINY_SEAM, set_options, write_tiny_voc
 
 WEIGHTS = "cam.model.backbone.weights"
 
@@ -22,7 +22,7 @@ WEIGHTS = "cam.model.backbone.weights"
 def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
     """What a run on the tiny data answers, which must fail."""
 
-    def run(*settings: str, data: Path = tiny_voc, out: Path = tmp_path / "run", recipe: str = "toy") -> str:
+    def run(*settings: str, data: Path = tiny_voc, out: Path = tmp_path / "run", recipe: str = "toy-cam") -> str:
         answer = weakseg("run", recipe, "--data", data, "--out", out, *set_options(*TINY, *settings))
         assert answer.status == 1
         assert answer.err.count("Error: ") == 1
@@ -33,7 +33,7 @@ def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
 
 def test_a_finished_run_says_so_stage_by_stage(weakseg: Any, finished: Any, tmp_path: Path, copy_tree: Any) -> None:
     root = copy_tree(finished.run, tmp_path / "run")
-    answer = weakseg("run", "toy", "--data", finished.data, "--out", root, *set_options(*TINY))
+    answer = weakseg("run", "toy-cam", "--data", finished.data, "--out", root, *set_options(*TINY))
     assert answer.status == 0, answer.err
     stages = [line for line in answer.out.splitlines() if "finished before, skipped" in line]
     assert [line.split(":")[0] for line in stages] == ["cam", "maps", "masks", "segment", "scores"]
@@ -67,11 +67,11 @@ def test_wrong_data(refused: Callable[..., str], tiny_voc: Path, tmp_path: Path)
     assert 'The split "test" has no images.' in refused("data.train=test")
 
 
-def test_seam_needs_tags(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_seam_names_what_has_no_tags(refused: Callable[..., str], tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "untagged", masks=False)
     (data / "tags.json").unlink()
-    message = refused(data=data, recipe="toy-seam")
-    assert '8 of 8 images of the split "train" have no tags' in message
+    message = refused(*TINY_SEAM, data=data, recipe="seam")
+    assert '8 of 8 images of the split "train" have no tags and no other weak label, the first is train 0.' in message
     assert "Tag them, or take them out of the split." in message
     assert not (tmp_path / "run" / "cam").exists()
 
@@ -141,7 +141,7 @@ def test_after_a_mistake_the_same_folder_can_be_used(
     answer = weakseg("predict", tmp_path / "run", tiny_voc / "JPEGImages", "--out", tmp_path / "out")
     assert answer.status == 1
     assert "has not finished any model yet" in answer.err
-    answer = weakseg("run", "toy", "--data", tiny_voc, "--out", tmp_path / "run", *set_options(*TINY))
+    answer = weakseg("run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *set_options(*TINY))
     assert answer.status == 0, answer.err
 
 

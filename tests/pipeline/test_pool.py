@@ -23,12 +23,13 @@ SHORT = (
     "runtime.device=cpu",
     "cam.augment={crop: 32}",
     "cam.train={steps: 3, batch_size: 5}",
+    "cda_cam.train={steps: 3, batch_size: 5}",
     "maps.scales=[1.0]",
 )
 RECIPE = """
 extends: toy-cda
 name: pasted
-about: the toy recipe with pasting, up to the second classifier
+about: the recipe toy-cam with pasting, up to the second classifier
 stages: {cda_maps: null, cda_masks: null, segment: null, scores: null}
 """
 

@@ -36,7 +36,9 @@ def test_set_changes_one_setting_and_nothing_else() -> None:
 
 
 def test_set_reaches_into_what_was_null() -> None:
-    recipe = load_recipe("toy", ["cam.augment.resize_long=[64, 96]", "cam.augment.scale_range=null", "masks.crf=null"])
+    recipe = load_recipe(
+        "toy-cam", ["cam.augment.resize_long=[64, 96]", "cam.augment.scale_range=null", "masks.crf=null"]
+    )
     assert recipe.stages["cam"].augment.resize_long == (64, 96)
     assert recipe.stages["masks"].crf is None
 
@@ -210,14 +212,14 @@ def test_stages_know_what_they_read() -> None:
         "cam": [],
         "maps": ["cam"],
         "masks": ["maps"],
-        "segment": ["masks", "cam"],
+        "segment": ["cam", "masks"],
         "scores": ["masks", "segment"],
     }
     assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == ["cam"]
     renamed = stages["scores"].reading({"masks": "walked"})
     assert (renamed.curves, renamed.masks) == ({"CAM": "walked"}, {"CAM + CRF": "walked"})
     assert renamed.segmenters == {"DeepLab": "segment"}
-    assert stages["segment"].reading({"masks": "walked"}).inputs() == ["walked", "cam"]
+    assert stages["segment"].reading({"masks": "walked"}).inputs() == ["cam", "walked"]
 
 
 def small_and_short(name: str) -> list[str]:

@@ -71,7 +71,7 @@ REFINER = Nearest
 '''
 
 RECIPE = """
-extends: toy
+extends: toy-cam
 name: nearest
 about: a refiner of one parameter
 stages:

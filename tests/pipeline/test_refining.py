@@ -108,7 +108,7 @@ def test_a_refinement_replaces_another() -> None:
 @pytest.mark.parametrize(
     ("recipe", "refiner", "message"),
     [
-        ("cam", "toy", 'The recipe "toy" refines nothing: it has no stage of kind walk'),
+        ("cam", "toy-cam", 'The recipe "toy-cam" refines nothing: it has no stage of kind walk'),
         ("supervised", "affinitynet", 'The recipe "supervised" has no pseudo-masks, so there is nothing to refine'),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_refinement_in_several_rounds_is_refused(change: Callable[[Recipe], Re
 def test_of_two_rounds_without_refinement_the_last_is_given_one(tmp_path: Path) -> None:
     twice = load_recipe("toy-cda")
     assert without_refinement(twice) == twice
-    both = with_refinement(twice, load_recipe("toy-affinitynet"))
+    both = with_refinement(twice, load_recipe("affinitynet"))
     read = inputs(both)
     assert (read["pool"], read["cda_cam"], read["cda_maps"]) == ({"masks"}, {"pool"}, {"cda_cam"})
     assert (read["affinity"], read["walk"], read["cda_masks"]) == ({"cda_maps"}, {"affinity", "cda_maps"}, {"walk"})

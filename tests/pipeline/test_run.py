@@ -29,9 +29,9 @@ Done = dict[str, str]
 
 
 def carried_out(data: Path, root: Path, *overrides: str, reuse: Sequence[Path] = ()) -> Done:
-    """Run the toy recipe; what was said of each stage."""
+    """Run the recipe toy-cam; what was said of each stage."""
     said: list[str] = []
-    run(load_recipe("toy", [*TINY, *overrides]), open_dataset(data), root, said.append, reuse=reuse)
+    run(load_recipe("toy-cam", [*TINY, *overrides]), open_dataset(data), root, said.append, reuse=reuse)
     return dict(line.split(": ", 1) for line in said)
 
 
@@ -178,7 +178,7 @@ def test_equal_stages_of_another_run_are_taken_over(finished: tuple[Path, Path],
 
 def test_a_stage_may_have_another_name_in_another_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
     data, other = finished
-    recipe = load_recipe("toy", TINY)
+    recipe = load_recipe("toy-cam", TINY)
     names = {name: f"the {name}" for name in recipe.stages}
     renamed = {names[name]: stage.reading(names) for name, stage in recipe.stages.items()}
     said: list[str] = []
@@ -319,13 +319,16 @@ def test_weights_that_a_late_stage_lacks_are_missed_before_the_first_begins(tmp_
     assert not (tmp_path / "run" / "cam").exists()
 
 
-def test_a_segmenter_may_start_from_the_localisers_backbone(tmp_path: Path) -> None:
-    data = write_tiny_voc(tmp_path / "data")
-    hardly = ("segment.backbone_from=cam", "segment.train.lr=1.0e-30", "segment.train.weight_decay=0.0")
-    carried_out(data, tmp_path / "run", *hardly)
-    localiser = load_model(tmp_path / "run" / "cam" / "model").network.backbone.state_dict()
-    segmenter = load_model(tmp_path / "run" / "segment" / "model").network.backbone.state_dict()
-    assert all(torch.equal(segmenter[name], value) for name, value in localiser.items())
+def test_later_stages_may_start_from_a_localisers_backbone(tmp_path: Path) -> None:
+    hardly = "backbone_from: cam, train: {lr: 1.0e-30, weight_decay: 0.0}"
+    recipe, root = tmp_path / "later.yaml", tmp_path / "run"
+    stages = f"{{again: {{like: cam, {hardly}}}, segment: {{{hardly}}}, scores: null}}"
+    recipe.write_text(f"extends: toy-cam\nname: later\nabout: two starts\nstages: {stages}\n", encoding="utf-8")
+    run(load_recipe(str(recipe), TINY), open_dataset(write_tiny_voc(tmp_path / "data")), root)
+    localiser = load_model(root / "cam" / "model").network.backbone.state_dict()
+    for stage in ("again", "segment"):
+        later = load_model(root / stage / "model").network.backbone.state_dict()
+        assert all(torch.equal(later[name], value) for name, value in localiser.items())
 
 
 def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def label_map(sample: Sample, number: int) -> np.ndarray:
 
 
 def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, recipe: Recipe | None = None) -> Path:
-    """What a run of the recipe "toy" leaves after the given stages."""
-    recipe = recipe or load_recipe("toy")
+    """What a run of the recipe "toy-cam" leaves after the given stages."""
+    recipe = recipe or load_recipe("toy-cam")
     masked = all(sample.mask for split in dataset.splits.values() for sample in split)
     train = dataset.split("train")
     score, val = (train, dataset.split("val")) if masked else ([], [])

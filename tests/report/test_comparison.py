@@ -80,11 +80,11 @@ def test_whether_the_trainings_are_equally_long_is_said(counts: tuple[int, int],
 
 
 def test_nothing_is_finished_yet(tmp_path: Path) -> None:
-    cells = plan(["toy"], tmp_path, [0, 1])
+    cells = plan(["toy-cam"], tmp_path, [0, 1])
     write_comparison(tmp_path, cells, {cells[0].folder: "no <b>weights</b> | gone"})
     found = read_json(tmp_path / "compare.json")
     assert found["rows"] == []
-    assert found["unfinished"] == {"toy, seed 0": "no <b>weights</b> | gone", "toy, seed 1": "not finished yet"}
+    assert found["unfinished"] == {"toy-cam, seed 0": "no <b>weights</b> | gone", "toy-cam, seed 1": "not finished yet"}
     html = (tmp_path / "compare.html").read_text(encoding="utf-8")
     assert "No run is finished yet." in html
     assert "no &lt;b&gt;weights&lt;/b&gt; | gone" in html

@@ -89,7 +89,7 @@ def page(report: Path) -> Page:
 
 
 def test_a_finished_run_has_all_parts(finished_run: Path, page: Page) -> None:
-    assert page.texts["h1"] == ["toy"]
+    assert page.texts["h1"] == ["toy-cam"]
     assert page.texts["h2"] == SECTIONS
     assert page.attributes["html"] == [{"lang": "en"}]
     assert page.attributes["details"], "the settings are folded"
@@ -308,7 +308,7 @@ def test_stages_that_the_run_wants_otherwise_are_not_shown_as_results(make_run: 
 
 
 def test_several_localisers_are_told_apart(make_run: RunMaker) -> None:
-    recipe = load_recipe("toy")
+    recipe = load_recipe("toy-cam")
     maps, masks, segment, scores = (recipe.stages[name] for name in ("maps", "masks", "segment", "scores"))
     measured = {
         "curves": {"CAM": "masks", "SEAM": "seam_masks"},
@@ -325,7 +325,7 @@ def test_several_localisers_are_told_apart(make_run: RunMaker) -> None:
     (curves,) = (str(image["alt"]) for image in page.attributes["img"] if "Mean IoU over the" in str(image["alt"]))
     assert "CAM: best" in curves
     assert "SEAM: best" in curves
-    for caption in ("activation map (maps): ", "activation map (seam_maps): ", "CAM + CRF: IoU", "SEAM + CRF: IoU"):
+    for caption in ("activation map (CAM): ", "activation map (SEAM): ", "CAM + CRF: IoU", "SEAM + CRF: IoU"):
         assert caption in page.captions()
     assert "masks used the background score 0.27" in page.captions()
     assert "seam_masks used the background score 0.27" in page.captions()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -23,7 +23,7 @@ from weakseg.data.loading import balanced_subset
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind, find_method
-from weakseg.methods.store import Model
+from weakseg.methods.store import Model, load_model
 from weakseg.progress import Progress
 from weakseg.settings import Settings, validate
 from weakseg.training import RuntimeSettings, TrainSettings, train_network
@@ -140,7 +140,10 @@ def _artifact(field: FieldInfo) -> str | None:
 
 
 class Learning(Stage):
-    """Base of the stages that train a network: `method` is a file of `weakseg.methods`, `model` are its settings."""
+    """Base of the stages that train a network: `method` is a file of `weakseg.methods`, `model` are its settings.
+
+    `backbone_from` is a localiser whose trained backbone the network starts from; null: from the backbone's weights.
+    """
 
     method_kind: ClassVar[Kind]
     method: str
@@ -148,6 +151,7 @@ class Learning(Stage):
     images_per_class: int | None = Field(
         default=None, gt=0, description="learn from a balanced part of the images: at most so many of a class"
     )
+    backbone_from: Annotated[str | None, Reads("localiser")] = None
     augment: Augmentation
     train: TrainSettings
 
@@ -159,8 +163,16 @@ class Learning(Stage):
         weights = Path(str(self.model.get("backbone", {}).get("weights"))).expanduser()
         return [str(context.seed), file_stamp(weights) if weights.is_file() else ""]
 
+    def settings_of_artifact(self) -> dict[str, Any]:
+        # What was learned before there was a choice of where to start is still what it would be.
+        return self.model_dump(mode="json", exclude={"backbone_from"} if self.backbone_from is None else set())
+
     def prepare(self, context: Context) -> None:
-        self.network(context)
+        _, network = self.network(context)
+        if self.backbone_from is not None:
+            localiser = context.stages[self.backbone_from]
+            assert isinstance(localiser, Learning)
+            self._start_from(network, localiser.network(context, load_weights=False)[1])
 
     def samples(self, context: Context) -> Sequence[Sample]:
         """The samples of the training split that are learned from."""
@@ -168,15 +180,13 @@ class Learning(Stage):
             return context.train
         return balanced_subset(context.train, self.images_per_class, context.seed)
 
-    def initialise(self, context: Context, network: Any) -> None:
-        """Change the weights that the network starts from."""
-
     def learn(
         self, context: Context, folder: Path, images: TorchDataset[dict[str, Tensor]], *, decay: float = 1.0
     ) -> Model:
         """A network of the method, trained on `images` (see `train_network`); logs and checkpoints go to `folder`."""
         settings, network = self.network(context)
-        self.initialise(context, network)
+        if self.backbone_from is not None:
+            self._start_from(network, load_model(context.folder(self.backbone_from) / MODEL_FOLDER).network)
         train_network(
             context.fabric,
             network,
@@ -189,6 +199,15 @@ class Learning(Stage):
             decay=decay,
         )
         return Model(self.method_kind, self.method, settings, context.dataset.classes, network, {})
+
+    def _start_from(self, network: Any, localiser: Any) -> None:
+        try:
+            network.backbone.load_state_dict(localiser.backbone.state_dict())
+        except RuntimeError:
+            raise WeaksegError(
+                f'The {self.method} cannot start from the backbone of the stage "{self.backbone_from}", which is of '
+                "another kind. Give both the same model.backbone.name, or set backbone_from to null."
+            ) from None
 
     def network(self, context: Context, *, load_weights: bool = True) -> tuple[Settings, nn.Module]:
         """The method's settings and its network, with the weights that it starts from."""

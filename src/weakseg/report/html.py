@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -517,12 +518,13 @@ def _groups(
         groups = {"Some images": pictures.spread(list(samples), UNRANKED_IMAGES)}
     for title, names in groups.items():
         strips = {name: _strip(run, samples[name], classes, maps, columns) for name in names}
-        widest = min(MAX_FIGURES_PER_ROW, max(map(len, strips.values()), default=1))
+        widest = max(map(len, strips.values()), default=1)
+        lines = math.ceil(widest / MAX_FIGURES_PER_ROW)
         articles = (
             element("article", element("h5", name), element("div", *figures, class_="strip"))
             for name, figures in strips.items()
         )
-        yield element("div", element("h4", title), *articles, style=f"--columns:{widest}")
+        yield element("div", element("h4", title), *articles, style=f"--columns:{math.ceil(widest / lines)}")
 
 
 def _strip(
@@ -558,10 +560,11 @@ def _figures(
 
 
 def _map_titles(run: RunFolder, stages: Sequence[str]) -> dict[str, str]:
-    """What the maps of each stage are called; several of a kind are told apart by the names of their stages."""
+    """What the maps of each stage are called; several of a kind are told apart by the titles of their curves."""
     kinds = {name: "walked map" if run.stages[name]["kind"] == "walk" else "activation map" for name in stages}
     alike = Counter(kinds.values())
-    return {name: kind if alike[kind] == 1 else f"{kind} ({name})" for name, kind in kinds.items()}
+    titles = {run.stages[masks]["maps"]: title for masks, title in run.titles("curves").items()}
+    return {name: kind if alike[kind] == 1 else f"{kind} ({titles.get(name, name)})" for name, kind in kinds.items()}
 
 
 def _heat_maps(

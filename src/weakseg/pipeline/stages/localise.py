@@ -34,7 +34,10 @@ class Localise(Learning):
 
     def settings_of_artifact(self) -> dict[str, Any]:
         # What was learned without pasting, before there was any, is still what it would be.
-        return self.model_dump(mode="json", exclude={"paste"} if self.paste is None else set())
+        settings = super().settings_of_artifact()
+        if self.paste is None:
+            del settings["paste"]
+        return settings
 
     def dependencies(self, context: Context) -> list[str]:
         samples = self.samples(context)

@@ -15,7 +15,7 @@ from weakseg.data.images import read_label_map
 from weakseg.data.loading import MaskedImages
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Kind
-from weakseg.methods.store import load_model, save_model, set_inference
+from weakseg.methods.store import save_model, set_inference
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
@@ -25,7 +25,6 @@ from weakseg.pipeline.stages.masks import mask_path
 class Segment(Learning):
     """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision).
 
-    `backbone_from` is a localiser whose trained backbone the segmenter starts from; null: from the backbone's weights.
     `inference` is how the trained segmenter is evaluated and, unless told otherwise, used to predict.
     """
 
@@ -33,7 +32,6 @@ class Segment(Learning):
     kind: Literal["segment"] = "segment"
     method_kind: ClassVar[Kind] = "SEGMENTER"
     masks: Annotated[str | None, Reads("masks")]
-    backbone_from: Annotated[str | None, Reads("localiser")] = None
     inference: Inference = Inference()
 
     def settings_of_artifact(self) -> dict[str, Any]:
@@ -43,26 +41,6 @@ class Segment(Learning):
         samples = self.samples(context)
         truth = [stamps.ground_truth(samples)] if self.masks is None else []
         return [*super().dependencies(context), stamps.images(samples), *truth]
-
-    def prepare(self, context: Context) -> None:
-        _, network = self.network(context)
-        if self.backbone_from is not None:
-            localiser = context.stages[self.backbone_from]
-            assert isinstance(localiser, Learning)
-            self._start_from(network, localiser.network(context, load_weights=False)[1])
-
-    def initialise(self, context: Context, network: Any) -> None:
-        if self.backbone_from is not None:
-            self._start_from(network, load_model(context.folder(self.backbone_from) / MODEL_FOLDER).network)
-
-    def _start_from(self, network: Any, localiser: Any) -> None:
-        try:
-            network.backbone.load_state_dict(localiser.backbone.state_dict())
-        except RuntimeError:
-            raise WeaksegError(
-                f'The segmenter cannot start from the backbone of the stage "{self.backbone_from}", which is of '
-                "another kind. Give both the same model.backbone.name, or set backbone_from to null."
-            ) from None
 
     def run(self, context: Context, folder: Path) -> None:
         read = ground_truth if self.masks is None else partial(pseudo_mask, context.folder(self.masks))
