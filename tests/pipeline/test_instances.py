@@ -90,7 +90,7 @@ def test_the_example_of_the_documentation_makes_the_instances_of_the_run(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = open_dataset(with_objects(tmp_path / "data"))
-    run(load_recipe(recipe, ["instances.options.beta=80"]), dataset, tmp_path / "runs" / "photos")
+    run(load_recipe(recipe), dataset, tmp_path / "runs" / "photos")
     sample = dataset.split("train")[2]
     shutil.copy(sample.image, tmp_path / "photo.jpg")
     text = (Path(__file__).parents[2] / "docs" / "irnet.md").read_text(encoding="utf-8")
