@@ -30,7 +30,7 @@ RECIPE = """
 extends: toy-cda
 name: pasted
 about: the recipe toy-cam with pasting, up to the second classifier
-stages: {cda_maps: null, cda_masks: null, segment: null, scores: null}
+stages: {cda_cam: {train: {epochs: null}}, cda_maps: null, cda_masks: null, segment: null, scores: null}
 """
 
 
