@@ -1,6 +1,6 @@
 """The picture at the top of the README, from the run that `make demo` leaves: python docs/toy_picture.py runs/toy
 
-Images of the training split, one a row: image, CAM's map, SEAM's map, the map after the walk, pseudo-mask,
+Images of the training split, one a row: image, CAM's map, SEAM's map, the map after the walk, pseudo-mask, segmenter,
 ground truth.
 """
 
@@ -27,13 +27,14 @@ def main(run: Path) -> None:
         maps = [
             ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz") for stage in ("maps", "seam_maps", "walk")
         ]
-        mask = read_label_map(run / "masks" / "masks" / f"{sample.name}.png")
+        folders = (run / "masks" / "masks", run / "scores" / "predictions" / "segment")
+        masks = [read_label_map(folder / f"{sample.name}.png") for folder in folders]
         assert sample.mask is not None
         rows.append(
             [
                 image,
                 *(heat_map(image, of_image.upsampled()[of_image.has_background :].max(0)) for of_image in maps),
-                painted(image, mask),
+                *(painted(image, mask) for mask in masks),
                 painted(image, sample.mask.read()),
             ]
         )
