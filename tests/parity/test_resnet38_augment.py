@@ -11,6 +11,7 @@ import torch
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
     Augmentation,
+    Crop,
     crop,
     longer_side_size,
     normalised_crop,
@@ -81,6 +82,31 @@ def test_crops(vectors: Vectors, name: str) -> None:
     assert draws.bounds == vectors[f"crop_{name}_bounds"].tolist()
     view = normalised_crop(image, place).transpose(1, 2, 0)
     assert np.abs(view - vectors[f"crop_{name}"]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("size", [25, 40, 50])
+def test_centre_crops(vectors: Vectors, size: int) -> None:
+    """Their validation's crop: the space beside it is halved, half to even (section 6)."""
+    image = vectors["image"]
+    in_image, in_crop, length = zip(
+        *(
+            (
+                round((side - size) / 2) if side > size else 0,
+                round((size - side) / 2) if size > side else 0,
+                min(side, size),
+            )
+            for side in image.shape[:2]
+        ),
+        strict=True,
+    )
+    view = normalised_crop(image, Crop(size, *in_image, *in_crop, *length)).transpose(1, 2, 0)
+    assert np.abs(view - vectors[f"centre_{size}"]).max() <= 1e-6
+
+
+def test_the_image_of_the_crf_is_theirs_before_it_was_truncated(retrain: Vectors) -> None:
+    """They normalise, take it back and truncate; here the dense CRF sees the image itself."""
+    darker = retrain["image"].transpose(2, 0, 1).astype(int) - retrain["denormalised"]
+    assert set(np.unique(darker)) <= {0, 1}
 
 
 def test_hsv_shift(retrain: Vectors) -> None:
