@@ -31,7 +31,7 @@ from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
 from weakseg.ops.metrics import Confusion
 from weakseg.ops.pairs import kinds_of_pairs, shifted
 from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import read_maps
 
 ALPHAS = (0.5, 1, 2, 4, 8, 16, 24)
 WALK_ALPHAS, LOG2_STEPS, STRIDE = (1, 1.5, 2, 3, 4, 8, 16), (4, 6, 8), 8
@@ -40,7 +40,7 @@ WALK_ALPHAS, LOG2_STEPS, STRIDE = (1, 1.5, 2, 3, 4, 8, 16), (4, 6, 8), 8
 def evidence(samples: Sequence[Sample], run: Path, crf: str) -> None:
     counts = np.zeros((len(ALPHAS), 6))
     for sample in samples:
-        maps = ActivationMaps.load(map_path(run / "maps", sample))
+        maps = read_maps(run / "maps", sample)
         truth, labels = truth_of(sample), np.array([0, *maps.labels])
         unaries = [unary_from_probabilities(with_background(maps.upsampled(), alpha)) for alpha in ALPHAS]
         known = truth != VOID
@@ -82,7 +82,7 @@ def oracle(samples: Sequence[Sample], run: Path, dataset: Dataset) -> None:
     found = {key: Confusion(len(dataset.classes) + 1) for key in itertools.product(WALK_ALPHAS, LOG2_STEPS)}
     for sample in samples:
         truth = truth_of(sample)
-        for key, labels in oracle_masks(truth, ActivationMaps.load(map_path(run / "maps", sample))):
+        for key, labels in oracle_masks(truth, read_maps(run / "maps", sample)):
             found[key].update(truth, labels, sample.name)
     print(f"mIoU in percent with affinities from the ground truth, {len(samples)} images")
     print("  alpha  " + "  ".join(f"2^{power} steps" for power in LOG2_STEPS))

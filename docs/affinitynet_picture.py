@@ -20,7 +20,8 @@ from weakseg.files import read_json, read_npz
 from weakseg.labels import VOID
 from weakseg.methods.affinitynet import affinity_labels
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.activation import normalise_image
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
 ROWS = 4
@@ -35,8 +36,8 @@ def main(run: Path) -> None:
     rows = []
     for sample in several:
         image = read_image(sample.image)
-        before = ActivationMaps.load(run / "seam_maps" / "maps" / f"{sample.name}.npz")
-        after = ActivationMaps.load(run / "walk" / "maps" / f"{sample.name}.npz")
+        before = read_maps(run / "seam_maps", sample)
+        after = read_maps(run / "walk", sample)
         evidence = read_npz(run / "affinity" / "evidence" / f"{sample.name}.npz")
         sure = affinity_labels(evidence["low"], evidence["high"])
         known = np.array([0, *before.labels, *[0] * VOID], np.uint8)[sure]

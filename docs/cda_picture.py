@@ -8,11 +8,9 @@ context and the ground truth.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from sheet import grid, save_sheet
 
 from weakseg.data.images import read_image
 from weakseg.data.loading import Draw, TaggedImages, generator
@@ -21,10 +19,10 @@ from weakseg.data.transforms import Augmentation
 from weakseg.files import read_json
 from weakseg.labels import Classes
 from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
-from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import SHEET_COLUMNS, contact_sheet, heat_map, painted, spread
 
-ROWS, PAIRS, ENLARGED, GAP = 6, 6, 2, 8
+ROWS, PAIRS = 6, 6
 
 
 def main(run: Path) -> None:
@@ -41,7 +39,7 @@ def main(run: Path) -> None:
         shown.append([image, pasted])
     half = PAIRS // 2
     beside = grid([left + right for left, right in zip(shown[:half], shown[half:], strict=True)])
-    save("cda-pool", grid([[contact_sheet(crops), beside]]))
+    save_sheet([[contact_sheet(crops), beside]], "cda-pool.png", colours=96)
 
     rows = []
     for sample in samples:
@@ -51,32 +49,11 @@ def main(run: Path) -> None:
         contexts = sample.context.read()
         if len(rows) < ROWS and len(present) == 1 and (contexts == min(present)).any():
             image = read_image(sample.image)
-            maps = (ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz") for stage in ("maps", "cda_maps"))
+            maps = (read_maps(run / stage, sample) for stage in ("maps", "cda_maps"))
             heats = [heat_map(image, of_round.upsampled()[0]) for of_round in maps]
             truth = [painted(image, labels) for labels in (contexts, sample.mask.read())]
             rows.append([image, *heats, *truth])
-    save("cda-maps", grid(rows))
-
-
-def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Pictures in rows and columns on white, each row as high as its highest."""
-    height = sum(max(picture.shape[0] for picture in row) + GAP for row in rows) - GAP
-    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows) - GAP
-    sheet, top = np.full((height, width, 3), 255, np.uint8), 0
-    for row in rows:
-        left = 0
-        for picture in row:
-            sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
-            left += picture.shape[1] + GAP
-        top += max(picture.shape[0] for picture in row) + GAP
-    return sheet
-
-
-def save(name: str, sheet: np.ndarray) -> None:
-    large = Image.fromarray(sheet).resize(
-        (sheet.shape[1] * ENLARGED, sheet.shape[0] * ENLARGED), Image.Resampling.LANCZOS
-    )
-    large.quantize(96).save(Path(__file__).with_name(f"{name}.png"), optimize=True)
+    save_sheet(rows, "cda-maps.png", colours=96)
 
 
 if __name__ == "__main__":

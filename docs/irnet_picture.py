@@ -20,8 +20,8 @@ from weakseg.data.opening import open_dataset
 from weakseg.files import read_json, read_npz
 from weakseg.labels import VOID
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
 ROWS = 5
@@ -38,9 +38,7 @@ def main(run: Path) -> None:
         if len(rows) == ROWS or sample.name not in used or objects[objects != VOID].max() < 2:
             continue
         image = read_image(sample.image)
-        before, after = (
-            ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz").upsampled() for stage in ("maps", "walk")
-        )
+        before, after = (read_maps(run / stage, sample).upsampled() for stage in ("maps", "walk"))
         sure = read_npz(run / "boundaries" / "evidence" / f"{sample.name}.npz")["labels"]
         with torch.inference_mode():
             boundary, field = network.relations(image, torch.device("cpu"))

@@ -19,7 +19,8 @@ from weakseg.data.opening import open_dataset
 from weakseg.files import read_json
 from weakseg.methods.seam import SEAM, min_max_normalised
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.activation import normalise_image
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
 ROWS = 4
@@ -31,9 +32,7 @@ def main(run: Path) -> None:
     rows = []
     for sample in [sample for sample in samples if len(sample.labels.present()) > 1][:ROWS]:
         image = read_image(sample.image)
-        cam, walked = (
-            ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz").upsampled() for stage in ("maps", "walk")
-        )
+        cam, walked = (read_maps(run / stage, sample).upsampled() for stage in ("maps", "walk"))
         plain, refined = strongest(network, image, sorted(sample.labels.present()))
         mask = read_label_map(run / "masks" / "masks" / f"{sample.name}.png")
         assert sample.mask is not None

@@ -11,14 +11,25 @@ from PIL import Image
 
 ENLARGED, GAP = 2, 8
 
+Picture = npt.NDArray[np.uint8]
 
-def save_sheet(rows: Sequence[Sequence[npt.NDArray[np.uint8]]], name: str, colours: int = 256) -> None:
-    """Write `name` beside this file: rows of pictures (H, W, 3) of one size with white between them, enlarged."""
-    height, width = rows[0][0].shape[:2]
-    sheet = np.full((len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, np.uint8)
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            sheet[row * (height + GAP) :, column * (width + GAP) :][:height, :width] = picture
-    large = Image.fromarray(sheet)
+
+def save_sheet(rows: Sequence[Sequence[Picture]], name: str, colours: int = 256) -> None:
+    """Write `name` beside this file: rows of pictures (H, W, 3) with white between them, enlarged."""
+    large = Image.fromarray(grid(rows))
     large = large.resize((large.width * ENLARGED, large.height * ENLARGED), Image.Resampling.LANCZOS)
     large.quantize(colours).save(Path(__file__).with_name(name), optimize=True)
+
+
+def grid(rows: Sequence[Sequence[Picture]]) -> Picture:
+    """Pictures in rows and columns on white, each row as high as its highest."""
+    height = sum(max(picture.shape[0] for picture in row) + GAP for row in rows) - GAP
+    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows) - GAP
+    sheet, top = np.full((height, width, 3), 255, np.uint8), 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
+            left += picture.shape[1] + GAP
+        top += max(picture.shape[0] for picture in row) + GAP
+    return sheet

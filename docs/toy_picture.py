@@ -14,7 +14,7 @@ from sheet import save_sheet
 from weakseg.data.images import read_image, read_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.files import read_json
-from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
 ROWS = 5
@@ -24,9 +24,7 @@ def main(run: Path) -> None:
     rows = []
     for sample in open_dataset(Path(read_json(run / "data.json")["root"])).split("train")[:ROWS]:
         image = read_image(sample.image)
-        maps = [
-            ActivationMaps.load(run / stage / "maps" / f"{sample.name}.npz") for stage in ("maps", "seam_maps", "walk")
-        ]
+        maps = [read_maps(run / stage, sample) for stage in ("maps", "seam_maps", "walk")]
         folders = (run / "masks" / "masks", run / "scores" / "predictions" / "segment")
         masks = [read_label_map(folder / f"{sample.name}.png") for folder in folders]
         assert sample.mask is not None

@@ -33,23 +33,27 @@ def test_both_forms_agree(images: int, height: int, width: int, radius: int, lev
     assert torch.equal(compiled.to_field, viewed.to_field)
 
 
-def test_views_that_are_not_contiguous_are_read_as_what_they_are() -> None:
+def drawn(images: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A boundary, displacements and labels at random."""
     generator = torch.Generator().manual_seed(0)
-    boundary = torch.rand(1, 9, 12, generator=generator)
-    field = torch.randn(1, 2, 9, 12, generator=generator)
-    labels = torch.randint(3, (1, 9, 12), generator=generator).to(torch.uint8)
-    plain = pair_sums(boundary, field, labels, 3)
-    turned = pair_sums(*(array.mT.contiguous().mT for array in (boundary, field, labels)), 3)
+    return (
+        torch.rand(images, height, width, generator=generator),
+        torch.randn(images, 2, height, width, generator=generator),
+        torch.randint(3, (images, height, width), generator=generator).to(torch.uint8),
+    )
+
+
+def test_views_that_are_not_contiguous_are_read_as_what_they_are() -> None:
+    inputs = drawn(1, 9, 12)
+    plain = pair_sums(*inputs, 3)
+    turned = pair_sums(*(array.mT.contiguous().mT for array in inputs), 3)
     assert all(torch.equal(*pair) for pair in zip(plain, turned, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees() -> None:
-    generator = torch.Generator().manual_seed(0)
-    boundary = torch.rand(2, 24, 30, generator=generator)
-    field = torch.randn(2, 2, 24, 30, generator=generator)
-    labels = torch.randint(3, (2, 24, 30), generator=generator).to(torch.uint8)
-    here = pair_sums(boundary, field, labels, 10)
-    there = PairSums(*(array.cpu() for array in pair_sums(boundary.cuda(), field.cuda(), labels.cuda(), 10)))
+    inputs = drawn(2, 24, 30)
+    here = pair_sums(*inputs, 10)
+    there = PairSums(*(array.cpu() for array in pair_sums(*(array.cuda() for array in inputs), 10)))
     for ours, theirs in zip(here, there, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)

@@ -8,12 +8,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 class Parity:
-    """`parity("folder/name")` loads one file of vectors; `parity.fill` is the filler of weights."""
+    """`parity("folder/name")` loads one file of vectors; `parity.fill` is the filler of weights, `parity.checksum`
+    what the vectors say of large tensors."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -26,6 +28,14 @@ class Parity:
     def __call__(self, name: str) -> dict[str, np.ndarray]:
         with np.load(self.root / f"{name}.npz", allow_pickle=False) as vectors:
             return dict(vectors)
+
+    @staticmethod
+    def checksum(tensor: Tensor) -> np.ndarray:
+        """[sum, L2 norm, first 8 values or NaN], as the vectors have it."""
+        values = tensor.detach().double().contiguous().flatten().numpy()
+        first = np.full(8, np.nan)
+        first[: min(8, values.size)] = values[:8]
+        return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
 
 
 @pytest.fixture(scope="session")

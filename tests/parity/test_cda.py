@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import rotate
-from torch import Tensor
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import write_image
@@ -160,14 +159,6 @@ def test_pairs(parity: Any, case: int, tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(pasted["tags"], vectors[f"aug_label_{case}"])
 
 
-def checksum(tensor: Tensor) -> np.ndarray:
-    """[sum, L2 norm, first 8 values or NaN], as the vectors have it."""
-    values = tensor.detach().double().contiguous().flatten().numpy()
-    first = np.full(8, np.nan)
-    first[: min(8, values.size)] = values[:8]
-    return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
-
-
 def test_training_with_pairs(parity: Any) -> None:
     vectors = parity("cda/train_pairs")
     settings = CAM.Settings(
@@ -192,7 +183,7 @@ def test_training_with_pairs(parity: Any) -> None:
     for step in range(steps):
         state = network.state_dict()
         for name, expected in zip(watched, vectors["checksums"][step], strict=True):
-            np.testing.assert_allclose(checksum(state[name]), expected, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(parity.checksum(state[name]), expected, rtol=1e-4, err_msg=name)
         for group, rate in zip(optimiser.param_groups, initial_rates, strict=True):
             group["lr"] = rate * poly_factor(step, round(PARITY_DECAY * steps), power=0.9)
         np.testing.assert_allclose([g["lr"] for g in optimiser.param_groups], vectors["lr"][step], rtol=1e-9)
@@ -209,7 +200,7 @@ def test_training_with_pairs(parity: Any) -> None:
         loss.backward()
         optimiser.step()
     for name, expected in zip(watched, vectors["checksums"][steps], strict=True):
-        np.testing.assert_allclose(checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(parity.checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
 
 
 def test_the_mask_of_the_reference_grows_with_the_number_of_the_class() -> None:

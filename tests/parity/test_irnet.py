@@ -187,14 +187,6 @@ def test_losses_and_gradients(parity: Any) -> None:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def checksum(tensor: Tensor) -> np.ndarray:
-    """[sum, L2 norm, first 8 values or NaN], as the vectors have it."""
-    values = tensor.detach().double().contiguous().flatten().numpy()
-    first = np.full(8, np.nan)
-    first[: min(8, values.size)] = values[:8]
-    return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
-
-
 def test_two_training_steps(parity: Any) -> None:
     vectors = parity("irnet/train_irn")
     network = filled(parity, int(vectors["seed"]), canvas=vectors["images"].shape[1])
@@ -212,7 +204,7 @@ def test_two_training_steps(parity: Any) -> None:
     for step in range(2):
         for name, expected in zip(watched, vectors["checksums"][step], strict=True):
             np.testing.assert_allclose(
-                checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
+                parity.checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
             )
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * poly_factor(step, steps=2, power=0.9)
@@ -230,7 +222,7 @@ def test_two_training_steps(parity: Any) -> None:
     for name, expected in zip(watched, vectors["checksums"][2], strict=True):
         if name != "displacement.mean":
             np.testing.assert_allclose(
-                checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
+                parity.checksum(network.state_dict()[name]), expected, rtol=1e-3, atol=1e-7, err_msg=name
             )
     network.eval()
     network.conclude(list(vectors["images"]), CPU)

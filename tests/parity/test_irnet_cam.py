@@ -125,14 +125,6 @@ def test_maps_from_given_network_outputs(parity: Any, case: int) -> None:
     np.testing.assert_allclose(full.maps, vectors[f"high_res_{case}"], rtol=0, atol=1e-6)
 
 
-def checksum(tensor: Tensor) -> np.ndarray:
-    """[sum, L2 norm, first 8 values or NaN], as the vectors have it."""
-    values = tensor.detach().double().contiguous().flatten().numpy()
-    first = np.full(8, np.nan)
-    first[: min(8, values.size)] = values[:8]
-    return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
-
-
 def test_two_training_steps(parity: Any) -> None:
     vectors = parity("irnet/train_cam")
     network = filled_cam(parity, int(vectors["seed"])).train()
@@ -148,7 +140,7 @@ def test_two_training_steps(parity: Any) -> None:
     watched = [next(name for name in state if reference_name(name) == reference) for reference in vectors["watched"]]
     for step in range(2):
         for name, expected in zip(watched, vectors["checksums"][step], strict=True):
-            np.testing.assert_allclose(checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(parity.checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
         for group, rate in zip(optimiser.param_groups, initial_rates, strict=True):
             group["lr"] = rate * poly_factor(step, steps=2, power=0.9)
         np.testing.assert_allclose([g["lr"] for g in optimiser.param_groups], vectors["lr"][step], rtol=1e-9)
@@ -166,7 +158,7 @@ def test_two_training_steps(parity: Any) -> None:
             (validation,) = network.losses(batch).values()
         np.testing.assert_allclose(validation.item(), vectors["validation_loss"][step], rtol=0, atol=1e-5)
     for name, expected in zip(watched, vectors["checksums"][2], strict=True):
-        np.testing.assert_allclose(checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(parity.checksum(network.state_dict()[name]), expected, rtol=1e-4, err_msg=name)
 
 
 def reference_checkpoint(parity: Any) -> dict[str, Tensor]:

@@ -88,17 +88,10 @@ def test_crops(vectors: Vectors, name: str) -> None:
 def test_centre_crops(vectors: Vectors, size: int) -> None:
     """Their validation's crop: the space beside it is halved, half to even (section 6)."""
     image = vectors["image"]
-    in_image, in_crop, length = zip(
-        *(
-            (
-                round((side - size) / 2) if side > size else 0,
-                round((size - side) / 2) if size > side else 0,
-                min(side, size),
-            )
-            for side in image.shape[:2]
-        ),
-        strict=True,
-    )
+    space = [side - size for side in image.shape[:2]]
+    in_image = (round(max(more, 0) / 2) for more in space)
+    in_crop = (round(max(-more, 0) / 2) for more in space)
+    length = (min(side, size) for side in image.shape[:2])
     view = normalised_crop(image, Crop(size, *in_image, *in_crop, *length)).transpose(1, 2, 0)
     assert np.abs(view - vectors[f"centre_{size}"]).max() <= 1e-6
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
-from weakseg.ops.permutohedral import compiled
+from weakseg.ops.compiled import compiled
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.uint8]

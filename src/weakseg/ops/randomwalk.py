@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
-from weakseg.ops.permutohedral import compiled
+from weakseg.ops.compiled import compiled
 
 BLOCK = 1024  # pixels that are worked on together: the flows of a few maps stay in the L1 cache
 MAX_WINDOW_VALUES = 1 << 27  # differences to all neighbours that are held at once where there is no compiled step

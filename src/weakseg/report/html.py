@@ -32,7 +32,7 @@ from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stages.evaluate import prediction_path
 from weakseg.pipeline.stages.instances import SCORES_NAME as AP_NAME
 from weakseg.pipeline.stages.instances import instances_path
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.report import pictures
 from weakseg.report.plots import Plot, confusion_matrix, loss_curves, threshold_curve
@@ -544,7 +544,7 @@ def _figures(
     tags = ", ".join(classes.name(label) for label in sorted(sample.labels.present()))
     yield _figure(pictures.photo(image), f"image{', tagged ' if tags else ''}{tags}", f"Image {sample.name}")
     for stage, what in _map_titles(run, maps).items():
-        maps_of_image = ActivationMaps.load(map_path(run.root / stage, sample))
+        maps_of_image = read_maps(run.root / stage, sample)
         yield from _heat_maps(image, maps_of_image, classes, sample.name, what)
     for column in columns:
         labels = read_label_map(column.path(sample))

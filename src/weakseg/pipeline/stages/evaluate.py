@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,15 +16,13 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.methods.store import Model, load_model, make_ready
-from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import Inference, Prediction, predict_batches
 from weakseg.pipeline.measures import LabelMap, measure_context, measure_masks
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
-from weakseg.pipeline.stages.maps import map_path, same_size_batches
+from weakseg.pipeline.stages.maps import Batch, complete_batches, read_maps
 from weakseg.pipeline.stages.masks import Masks, mask_path
 from weakseg.pipeline.stages.segment import Segment
-from weakseg.progress import Progress
 
 BATCH_SIZE = 8
 """Images of one size that go through a segmenter together."""
@@ -112,13 +111,10 @@ def predict_samples(
     def write(sample: Sample, image: Image, prediction: Prediction) -> None:
         write_label_map(prediction_path(folder, sample), prediction.labels)
 
-    batches = parallel.share(same_size_batches(samples, BATCH_SIZE))
-    waiting = [batch for batch in batches if not all(prediction_path(folder, sample).exists() for sample in batch)]
-    total = sum(map(len, batches))
-    with Progress("predicting", total, done=total - sum(map(len, waiting))) as progress:
-        for _ in predict_batches(model, waiting, read, write, inference, device):
-            progress.advance()
-    parallel.barrier()
+    def through(batches: list[Batch]) -> Iterator[None]:
+        return predict_batches(model, batches, read, write, inference, device)
+
+    complete_batches("predicting", samples, BATCH_SIZE, partial(prediction_path, folder), through)
 
 
 def _measure(context: Context, title: str, split: str, samples: Sequence[Sample], path: Any) -> dict[str, Any]:
@@ -135,11 +131,7 @@ def _on_context(context: Context, masks: str) -> dict[str, Any]:
         return {}
     stage = context.stages[masks]
     assert isinstance(stage, Masks)
-    source = context.folder(stage.maps)
-
-    def read(sample: Sample) -> ActivationMaps:
-        return ActivationMaps.load(map_path(source, sample))
-
+    read = partial(read_maps, context.folder(stage.maps))
     return {"context": measure_context(context.score, context.dataset.classes, read)}
 
 

@@ -16,12 +16,11 @@ from weakseg.errors import WeaksegError
 from weakseg.files import write_json
 from weakseg.methods.base import find_method
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage, complete
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.walk import require_method
 from weakseg.settings import validate
 
@@ -58,7 +57,7 @@ class InstanceMasks(Stage):
         source = context.folder(self.maps)
 
         def separate(sample: Sample) -> None:
-            maps = ActivationMaps.load(map_path(source, sample))
+            maps = read_maps(source, sample)
             network.instances(read_image(sample.image), maps, options, device).save(instances_path(folder, sample))
 
         complete("instances", context.weakly_labelled(), partial(instances_path, folder), separate, through=map)

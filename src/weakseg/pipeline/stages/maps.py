@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from weakseg.data.images import image_size, read_image
 from weakseg.data.transforms import Factor
 from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.activation import (
+    ActivationMaps,
     Size,
     Views,
     divide_by_maximum,
@@ -75,17 +77,43 @@ class Maps(Stage):
             normalised = normalise_maps(maps.cpu().numpy(), present, size, self.stride, normalise)
             normalised.save(map_path(folder, sample))
 
-        batches = parallel.share(same_size_batches(context.weakly_labelled(), self.batch_size))
-        waiting = [batch for batch in batches if not all(map_path(folder, sample).exists() for sample in batch)]
-        total = sum(map(len, batches))
-        with Progress("activation maps", total, done=total - sum(map(len, waiting))) as progress:
-            for _ in parallel.pipelined(read, compute, write, waiting):
-                progress.advance()
+        complete_batches(
+            "activation maps",
+            context.weakly_labelled(),
+            self.batch_size,
+            partial(map_path, folder),
+            partial(parallel.pipelined, read, compute, write),
+        )
 
 
 def map_path(folder: Path, sample: Sample) -> Path:
     """Where the activation maps of an image lie in the folder of their stage."""
     return folder / "maps" / f"{sample.name}.npz"
+
+
+def read_maps(folder: Path, sample: Sample) -> ActivationMaps:
+    """The activation maps of an image that the stage of this folder made."""
+    return ActivationMaps.load(map_path(folder, sample))
+
+
+def complete_batches(
+    title: str,
+    samples: Sequence[Sample],
+    batch_size: int,
+    path: Callable[[Sample], Path],
+    through: Callable[[list[Batch]], Iterable[object]],
+) -> None:
+    """What `pipeline.stage.complete` does, for images that go through a network in batches of one size.
+
+    `through` makes the files of all images of the batches that it is given, and yields once for each image.
+    """
+    batches = parallel.share(same_size_batches(samples, batch_size))
+    waiting = [batch for batch in batches if not all(path(sample).exists() for sample in batch)]
+    total = sum(map(len, batches))
+    with Progress(title, total, done=total - sum(map(len, waiting))) as progress:
+        for _ in through(waiting):
+            progress.advance()
+    parallel.barrier()
 
 
 def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]:

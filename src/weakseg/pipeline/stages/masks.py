@@ -15,12 +15,11 @@ from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, write_label_map
 from weakseg.files import read_json, write_json
-from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import against_background, decide, known_crf
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Context, Reads, Stage, complete
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import read_maps
 
 DEFAULT_THRESHOLD = 0.3
 
@@ -50,7 +49,7 @@ class Masks(Stage):
         threshold = self._threshold(context, source, folder)
 
         def write(sample: Sample) -> None:
-            maps = ActivationMaps.load(map_path(source, sample))
+            maps = read_maps(source, sample)
             scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
             if threshold is not None:
                 scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
@@ -61,14 +60,10 @@ class Masks(Stage):
 
     def _threshold(self, context: Context, source: Path, folder: Path) -> float | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
-        if ActivationMaps.load(map_path(source, context.train[0])).has_background:
+        if read_maps(source, context.train[0]).has_background:
             return self._decided(context, folder, None, "the maps have a background of their own")
         if context.score and not (folder / "curve.json").exists():
-
-            def read(sample: Sample) -> ActivationMaps:
-                return ActivationMaps.load(map_path(source, sample))
-
-            curve = measure_curve(context.score, context.dataset.classes, read)
+            curve = measure_curve(context.score, context.dataset.classes, partial(read_maps, source))
             if parallel.rank() == 0:
                 write_json(folder / "curve.json", curve.to_dict())
             parallel.barrier()

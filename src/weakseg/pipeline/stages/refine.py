@@ -19,10 +19,9 @@ from weakseg.data.transforms import Augmentation
 from weakseg.files import read_npz, write_npz
 from weakseg.methods.base import Concluding, Image, Kind, find_method
 from weakseg.methods.store import save_model
-from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, complete
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.progress import Progress
 
 
@@ -60,7 +59,7 @@ class Refine(Learning):
         source = context.folder(self.maps)
 
         def write(sample: Sample) -> None:
-            maps = ActivationMaps.load(map_path(source, sample))
+            maps = read_maps(source, sample)
             write_npz(evidence_path(folder, sample), evidence(read_image(sample.image), maps))
 
         complete("evidence", self.samples(context), partial(evidence_path, folder), write)

@@ -13,10 +13,9 @@ from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import find_method
 from weakseg.methods.store import load_model
-from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage, complete
-from weakseg.pipeline.stages.maps import map_path
+from weakseg.pipeline.stages.maps import map_path, read_maps
 from weakseg.settings import validate
 
 
@@ -46,7 +45,7 @@ class Walk(Stage):
         source = context.folder(self.maps)
 
         def walk(sample: Sample) -> None:
-            maps = ActivationMaps.load(map_path(source, sample))
+            maps = read_maps(source, sample)
             refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
             refined.save(map_path(folder, sample))
 
