@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -172,3 +174,28 @@ def test_a_job_of_one_is_as_one_process() -> None:
 def test_a_sum_is_not_made_in_its_input() -> None:
     counts = np.arange(4)
     assert not np.shares_memory(parallel.sum_over_ranks(counts), counts)
+
+
+AT_EXIT = """
+import atexit, sys
+from torch import distributed
+from weakseg import parallel
+
+atexit.register(lambda: print("still joined" if distributed.is_initialized() else "left"))  # called last
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+for work in sys.argv[1:]:
+    with parallel.leaving_at_exit():
+        print(parallel.gather(work))
+        if work == "fails":
+            sys.exit("a mistake")
+"""
+
+
+@pytest.mark.parametrize(
+    ("works", "end"), [(["one"], "left"), (["one", "two"], "left"), (["one", "fails"], "still joined")]
+)
+def test_a_process_that_has_done_its_work_leaves_the_others_before_its_interpreter_ends(
+    works: list[str], end: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT, *works], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [*(f"['{work}']" for work in works), end]

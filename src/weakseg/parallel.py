@@ -5,6 +5,7 @@ All functions also work in a plain, single process: it is rank 0 of 1.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,24 @@ def barrier() -> None:
     """Wait until every process has come here."""
     if _running():
         distributed.barrier()
+
+
+@contextmanager
+def leaving_at_exit() -> Iterator[None]:
+    """A process that comes out of this without an error leaves the others when its program ends.
+
+    The backend's threads let go of the last tensors a moment after the work with them is done. In an interpreter that
+    is being taken down this aborts the process, so they must have ended before. After an error, others may never come
+    to what was begun together; nobody waits for them.
+    """
+    atexit.unregister(_leave)
+    yield
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if _running():
+        distributed.destroy_process_group()
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -54,7 +54,7 @@ def run(
     one line for each stage.
     """
     fabric = start(recipe.runtime)
-    with locked(root):
+    with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
