@@ -6,6 +6,7 @@ All functions also work in a plain, single process: it is rank 0 of 1.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,6 +63,7 @@ def leaving_at_exit() -> Iterator[None]:
 
 def _leave() -> None:
     if _running():
+        gc.collect()  # networks that were trained together, which hold the backend
         distributed.destroy_process_group()
 
 
