@@ -171,3 +171,12 @@ def test_a_curve_of_maps_with_a_background_is_refused(recipe: Path, tmp_path: Pa
     wrong: Any = [*SHORT, "measured.curves={Walk: walked}", "measured.masks={}"]
     with pytest.raises(WeaksegError, match='"walked" has no threshold curve'):
         run(load_recipe(str(recipe), wrong), dataset, tmp_path / "run")
+
+
+def test_a_walk_of_another_method_than_its_refiner_is_refused(recipe: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(write_tiny_voc(tmp_path / "data"))
+    with pytest.raises(
+        WeaksegError, match=r'has the method irnet, but its refiner "nearest" trains nearest\. Give both'
+    ):
+        run(load_recipe(str(recipe), [*SHORT, "walk.method=irnet"]), dataset, tmp_path / "run")
+    assert not (tmp_path / "run" / "cam").exists()

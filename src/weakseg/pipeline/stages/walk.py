@@ -6,61 +6,94 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Image, Settings, find_method
 from weakseg.methods.store import load_model
+from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage, complete
 from weakseg.pipeline.stages.maps import map_path, read_maps
 from weakseg.settings import validate
 
 
-class Walk(Stage):
-    """`method` is that of the stage `refiner`; `options` are what it can be told without training anew."""
+class ByRefiner(Stage):
+    """Base of the stages that hand each image and its maps to a trained refiner, and keep what it returns.
 
-    leaves: ClassVar[str] = "maps"
-    kind: Literal["walk"] = "walk"
+    `method` is that of the stage `refiner`; `options` are what it can be told without training anew.
+    """
+
+    title: ClassVar[str]
     method: str
     refiner: Annotated[str, Reads("refiner")]
     maps: Annotated[str, Reads("maps")]
     options: dict[str, Any] = Field(default_factory=dict)
 
+    def options_class(self, where: str) -> type[Settings]:
+        """The options of this method. Raises `WeaksegError` for a method that cannot do this."""
+        raise NotImplementedError
+
+    def result(
+        self, network: Any, image: Image, maps: ActivationMaps, options: Any, device: torch.device
+    ) -> ActivationMaps | Instances:
+        """What the refiner makes of one image."""
+        raise NotImplementedError
+
+    @staticmethod
+    def result_path(folder: Path, sample: Sample) -> Path:
+        """Where the result of an image lies in the folder of the stage."""
+        raise NotImplementedError
+
     def checked(self, where: str) -> Self:
-        options = validate(find_method("REFINER", self.method).Options, self.options, f"{where}.options")
+        options = validate(self.options_class(where), self.options, f"{where}.options")
         return self.model_copy(update={"options": options.model_dump(mode="json")})
 
     def dependencies(self, context: Context) -> list[str]:
         return [stamps.images(context.weakly_labelled())]
 
     def prepare(self, context: Context) -> None:
-        require_method(context, self.refiner, self.method, "walk")
+        stage = context.stages[self.refiner]
+        assert isinstance(stage, Learning)
+        if stage.method != self.method:
+            raise WeaksegError(
+                f'A stage of the kind {self.kind} has the method {self.method}, but its refiner "{self.refiner}" '
+                f"trains {stage.method}. Give both the same method."
+            )
 
     def run(self, context: Context, folder: Path) -> None:
-        network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(context.fabric.device)
-        options = network.Options.model_validate(self.options)
-        source = context.folder(self.maps)
+        device = context.fabric.device
+        network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(device)
+        options = self.options_class("").model_validate(self.options)
+        path, source = partial(self.result_path, folder), context.folder(self.maps)
 
-        def walk(sample: Sample) -> None:
-            maps = read_maps(source, sample)
-            refined = network.refine(read_image(sample.image), maps, options, context.fabric.device)
-            refined.save(map_path(folder, sample))
+        def make(sample: Sample) -> None:
+            image, maps = read_image(sample.image), read_maps(source, sample)
+            self.result(network, image, maps, options, device).save(path(sample))
 
-        complete("walk", context.weakly_labelled(), partial(map_path, folder), walk, through=map)
+        complete(self.title, context.weakly_labelled(), path, make, through=map)
 
 
-def require_method(context: Context, refiner: str, method: str, what: str) -> None:
-    """Raise `WeaksegError` unless the stage `refiner` trains a network of this method."""
-    stage = context.stages[refiner]
-    assert isinstance(stage, Learning)
-    if stage.method != method:
-        raise WeaksegError(
-            f'The {what} is one of {method}, but the stage "{refiner}" trains {stage.method}. '
-            "Give both the same method."
-        )
+class Walk(ByRefiner):
+    """The maps themselves, spread."""
+
+    leaves: ClassVar[str] = "maps"
+    title: ClassVar[str] = "walk"
+    kind: Literal["walk"] = "walk"
+
+    def options_class(self, where: str) -> type[Settings]:
+        options: type[Settings] = find_method("REFINER", self.method).Options
+        return options
+
+    def result(self, network: Any, *given: Any) -> ActivationMaps:
+        walked: ActivationMaps = network.refine(*given)
+        return walked
+
+    result_path = staticmethod(map_path)
 
 
 STAGE = Walk
