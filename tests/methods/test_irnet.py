@@ -11,9 +11,9 @@ from torch import Tensor
 
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
-from weakseg.methods.irnet import IRNet, pair_losses
+from weakseg.methods.irnet import IRNet, pair_losses, warn_of_larger_images
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.activation import ActivationMaps, resize_image
 from weakseg.ops.pairsums import EPSILON
 from weakseg.ops.randomwalk import pair_offsets, path
 
@@ -212,3 +212,34 @@ def test_the_walk_leaves_zeros_and_reaches_one() -> None:
 def test_maps_of_another_stride_are_refused() -> None:
     with pytest.raises(WeaksegError, match="stride 4, these have stride 8"):
         small().refine(np.zeros((16, 16, 3), np.uint8), maps_of([1], (16, 16), stride=8), IRNet.Options(), CPU)
+
+
+def test_an_enlarged_image_is_as_a_larger_image() -> None:
+    network, image = small().eval(), np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    maps = maps_of([1, 2], (30, 41), 0.2)
+    maps.maps[1, 2:4, 3:6] = 0.7
+    found = network.refine(image, maps, IRNet.Options(log2_steps=3, enlargement=2), CPU)
+    assert (found.stride, found.size, found.maps.shape) == (2, (30, 41), (2, 15, 21))
+
+    larger = ActivationMaps(maps.labels, maps.at_stride(2).maps, (60, 82), 4)
+    expected = network.refine(resize_image(image, 2), larger, IRNet.Options(log2_steps=3), CPU)
+    # Both are divided by their largest value at the size of the image, which differs a little between the two sizes.
+    one, other = found.maps[0], expected.maps[0]
+    assert one.max() < 1
+    assert one.std() > 0.01
+    np.testing.assert_allclose(one / one.max(), other / other.max(), rtol=1e-5)
+
+
+def test_the_canvas_grows_with_the_image(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_larger_images.cache_clear()
+    image = np.zeros((40, 48, 3), np.uint8)
+    boundary, field = small(canvas=48).eval().relations(image, CPU, enlargement=2)
+    assert (boundary.shape, field.shape) == ((20, 24), (2, 20, 24))
+    assert not caplog.records
+
+
+def test_instances_of_an_enlarged_image_have_the_size_of_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    found = small().eval().instances(image, maps_of([2], (30, 41)), IRNet.InstanceOptions(enlargement=4), CPU)
+    assert found.masks.shape[1:] == (30, 41)
+    assert len(found.labels) > 0

@@ -229,16 +229,22 @@ def bilinear(maps: np.ndarray, y: float, x: float) -> float:
     return float(upper * (1 - v) + lower * v)
 
 
-@pytest.mark.parametrize(("size", "stride"), [((10, 7), 4), ((4, 9), 3), ((1, 1), 8), ((6, 6), 1)])
-def test_upsampled_is_bilinear_between_centres_of_cells(size: tuple[int, int], stride: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "stride", "finer"), [((10, 7), 4, 1), ((10, 7), 4, 2), ((4, 9), 3, 1), ((1, 1), 8, 2), ((6, 6), 1, 1)]
+)
+def test_finer_maps_are_bilinear_between_centres_of_cells(size: tuple[int, int], stride: int, finer: int) -> None:
     rng = np.random.default_rng(0)
     cells = rng.random((2, -(-size[0] // stride), -(-size[1] // stride))).astype(np.float32)
-    result = ActivationMaps(np.array([1, 2], np.int16), cells, size, stride).upsampled()
-    assert result.shape == (2, *size)
-    assert result.dtype == np.float32
-    for k, y, x in np.ndindex(*result.shape):
-        expected = bilinear(cells[k], (y + 0.5) / stride - 0.5, (x + 0.5) / stride - 0.5)
-        assert result[k, y, x] == pytest.approx(expected, abs=1e-5)
+    maps = ActivationMaps(np.array([1, 2], np.int16), cells, size, stride)
+    result = maps.at_stride(finer)
+    assert (result.size, result.stride) == (size, finer)
+    assert result.maps.shape == (2, -(-size[0] // finer), -(-size[1] // finer))
+    assert result.maps.dtype == np.float32
+    for k, y, x in np.ndindex(*result.maps.shape):
+        expected = bilinear(cells[k], (y + 0.5) * finer / stride - 0.5, (x + 0.5) * finer / stride - 0.5)
+        assert result.maps[k, y, x] == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_array_equal(maps.upsampled(), maps.at_stride(1).maps)
+    np.testing.assert_array_equal(maps.at_stride(stride).maps, cells)
 
 
 GOOD: dict[str, Any] = {

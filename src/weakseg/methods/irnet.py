@@ -31,7 +31,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ from weakseg.labels import BACKGROUND, VOID
 from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
 from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
 from weakseg.ops.instances import Instances, centroids, clusters, connected_instances
 from weakseg.ops.pairsums import pair_sums
@@ -93,6 +93,9 @@ class IRNet(nn.Module):
         radius: int = Field(default=5, ge=2)
         beta: float = Field(default=10.0, gt=0, description="power of the affinities: large keeps to the surest paths")
         log2_steps: int = Field(default=8, ge=0, le=16)
+        enlargement: Literal[1, 2, 4] = Field(
+            default=1, description="of the image, whose boundaries are finer then; maps walk in smaller cells"
+        )
 
     class InstanceOptions(Options):
         """How instances are told apart. Defaults are those of the paper's program."""
@@ -168,16 +171,16 @@ class IRNet(nn.Module):
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
-        boundary, _ = self.relations(image, device)
-        return relative_to_largest(walk(maps, boundary, options))
+        boundary, _ = self.relations(image, device, options.enlargement)
+        return relative_to_largest(walk(in_finer_cells(maps, options.enlargement), boundary, options))
 
     @torch.no_grad()
     def instances(
         self, image: base.Image, maps: ActivationMaps, options: InstanceOptions, device: torch.device
     ) -> Instances:
         """The instances of the classes in the maps: those pixels walk whose displacements lead to one centroid."""
-        boundary, displacements = self.relations(image, device)
-        field = displacements.cpu().numpy()
+        boundary, displacements = self.relations(image, device, options.enlargement)
+        maps, field = in_finer_cells(maps, options.enlargement), displacements.cpu().numpy()
         masks = clusters(field, centroids(field, options.centroid_steps), options.still)
         apart = (maps.maps[:, None] * masks).reshape(-1, *masks.shape[1:])
         labels = np.repeat(maps.labels, len(masks))
@@ -185,25 +188,28 @@ class IRNet(nn.Module):
         return separated(walked, options.background, options.min_share)
 
     @torch.no_grad()
-    def relations(self, image: base.Image, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The boundary map (h, w) in (0, 1) and the displacements (2, h, w) of an image, h = ceil(H / 4)."""
+    def relations(self, image: base.Image, device: torch.device, enlargement: int = 1) -> tuple[Tensor, Tensor]:
+        """The boundary map (h, w) in (0, 1) and the displacements (2, h, w) of an image, h = ceil(H · enlargement / 4).
+        Image and canvas are enlarged before."""
+        image = resize_image(image, enlargement)
         height, width = (-(-side // STRIDE) for side in image.shape[:2])
-        features = self.features(self._on_canvas([image, image[:, ::-1]], device))
+        features = self.features(self._on_canvas([image, image[:, ::-1]], device, enlargement))
         logits = self.boundary(features)[:, :height, :width]
         field = self.displacement([stage[:1] for stage in features])[0, :, :height, :width]
         return torch.sigmoid((logits[0] + logits[1].flip(1)) / 2), field
 
-    def _on_canvas(self, images: Sequence[base.Image], device: torch.device) -> Tensor:
+    def _on_canvas(self, images: Sequence[base.Image], device: torch.device, enlargement: int = 1) -> Tensor:
         """Normalised images of one size, (N, 3, at least canvas, at least canvas), in the upper left of mean colour."""
         height, width = images[0].shape[:2]
-        rows, columns = (self._canvas_side(side) for side in (height, width))
+        rows, columns = (self._canvas_side(side, enlargement) for side in (height, width))
         batch = torch.from_numpy(np.stack([normalise_image(image) for image in images]))
         return F.pad(batch, (0, columns - width, 0, rows - height)).to(device)
 
-    def _canvas_side(self, side: int) -> int:
-        if side > self.settings.canvas > 0:
+    def _canvas_side(self, side: int, enlargement: int) -> int:
+        canvas = self.settings.canvas * enlargement
+        if side > canvas > 0:
             warn_of_larger_images(self.settings.canvas)
-        return max(self.settings.canvas, -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE)
+        return max(canvas, -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE)
 
 
 @cache
@@ -349,13 +355,18 @@ class _PairSums(torch.autograd.Function):
 # The walk -------------------------------------------------------------------------------------------------------------
 
 
-def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> ActivationMaps:
-    """Maps after 2^t steps of the walk that a boundary map (h, w) blocks. Raises `WeaksegError` for another stride."""
+def in_finer_cells(maps: ActivationMaps, enlargement: int) -> ActivationMaps:
+    """The maps in the cells of an enlarged image's boundaries. Raises `WeaksegError` for maps of another stride."""
     if maps.stride != STRIDE:
         raise WeaksegError(
             f"IRNet walks on maps of stride {STRIDE}, these have stride {maps.stride}. Set the stride of the stage "
             f"that makes them to {STRIDE}."
         )
+    return maps.at_stride(STRIDE // enlargement)
+
+
+def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> ActivationMaps:
+    """Maps after 2^t steps of the walk that a boundary map (h, w) of their size blocks."""
     start = torch.as_tensor(maps.maps, dtype=torch.float32).to(boundary.device)
     steps = 2**options.log2_steps
     walked = boundary_walk(start, boundary, radius=options.radius, beta=options.beta, steps=steps)

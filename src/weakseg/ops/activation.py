@@ -6,7 +6,7 @@ The procedure is IRNet's (Ahn, Cho, Kwak, CVPR 2019, arXiv 1904.05044), which la
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,12 +209,16 @@ class ActivationMaps:
     def upsampled(self) -> npt.NDArray[np.float32]:
         """The maps at the size of the image, float32 (K, H, W): bilinear by the factor `stride` (align_corners=False),
         cropped at the right and the bottom."""
-        height, width = self.size
+        return self.at_stride(1).maps
+
+    def at_stride(self, stride: int) -> ActivationMaps:
+        """The same maps, float32, in smaller cells, like `upsampled`. `stride` divides that of the maps."""
+        height, width = (-(-side // stride) for side in self.size)
         if len(self.labels) == 0:
-            return np.zeros((0, height, width), np.float32)
+            return replace(self, maps=np.zeros((0, height, width), np.float32), stride=stride)
         maps = torch.from_numpy(self.maps.astype(np.float32))[None]
-        large = F.interpolate(maps, scale_factor=self.stride, mode="bilinear", align_corners=False)[0]
-        return large[:, :height, :width].numpy()
+        finer = F.interpolate(maps, scale_factor=self.stride // stride, mode="bilinear", align_corners=False)[0]
+        return replace(self, maps=finer[:, :height, :width].numpy(), stride=stride)
 
 
 def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
