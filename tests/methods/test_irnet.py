@@ -230,7 +230,7 @@ def test_an_enlarged_image_is_as_a_larger_image() -> None:
     np.testing.assert_allclose(one / one.max(), other / other.max(), rtol=1e-5)
 
 
-def test_the_canvas_grows_with_the_image(caplog: pytest.LogCaptureFixture) -> None:
+def test_enlarged_images_may_exceed_the_canvas(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_larger_images.cache_clear()
     image = np.zeros((40, 48, 3), np.uint8)
     boundary, field = small(canvas=48).eval().relations(image, CPU, enlargement=2)

@@ -307,7 +307,10 @@ class Given(IRNet):
             torch.zeros(2, *boundary.shape) if field is None else torch.from_numpy(field),
         )
 
-    def relations(self, image: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    def boundary_map(self, image: np.ndarray, device: torch.device, enlargement: int = 1) -> Tensor:
+        return self.given[0]
+
+    def relations(self, image: np.ndarray, device: torch.device, enlargement: int = 1) -> tuple[Tensor, Tensor]:
         return self.given
 
 

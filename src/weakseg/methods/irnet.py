@@ -171,7 +171,7 @@ class IRNet(nn.Module):
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
-        boundary, _ = self.relations(image, device, options.enlargement)
+        boundary = self.boundary_map(image, device, options.enlargement)
         return relative_to_largest(walk(in_finer_cells(maps, options.enlargement), boundary, options))
 
     @torch.no_grad()
@@ -188,28 +188,41 @@ class IRNet(nn.Module):
         return separated(walked, options.background, options.min_share)
 
     @torch.no_grad()
-    def relations(self, image: base.Image, device: torch.device, enlargement: int = 1) -> tuple[Tensor, Tensor]:
-        """The boundary map (h, w) in (0, 1) and the displacements (2, h, w) of an image, h = ceil(H · enlargement / 4).
-        Image and canvas are enlarged before."""
-        image = resize_image(image, enlargement)
-        height, width = (-(-side // STRIDE) for side in image.shape[:2])
-        features = self.features(self._on_canvas([image, image[:, ::-1]], device, enlargement))
-        logits = self.boundary(features)[:, :height, :width]
-        field = self.displacement([stage[:1] for stage in features])[0, :, :height, :width]
-        return torch.sigmoid((logits[0] + logits[1].flip(1)) / 2), field
+    def boundary_map(self, image: base.Image, device: torch.device, enlargement: int = 1) -> Tensor:
+        """The boundary map (h, w) in (0, 1) of an image that is enlarged before, h = ceil(H · enlargement / 4)."""
+        return self._boundaries(*self._look(image, device, enlargement))
 
-    def _on_canvas(self, images: Sequence[base.Image], device: torch.device, enlargement: int = 1) -> Tensor:
+    @torch.no_grad()
+    def relations(self, image: base.Image, device: torch.device, enlargement: int = 1) -> tuple[Tensor, Tensor]:
+        """The boundary map (h, w), and displacements (2, h, w)."""
+        features, (height, width) = self._look(image, device, enlargement)
+        field = self.displacement([stage[:1] for stage in features])[0, :, :height, :width]
+        return self._boundaries(features, (height, width)), field
+
+    def _boundaries(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The mean of the logits of an image and its mirror image."""
+        height, width = size
+        logits = self.boundary(features)[:, :height, :width]
+        return torch.sigmoid((logits[0] + logits[1].flip(1)) / 2)
+
+    def _look(
+        self, image: base.Image, device: torch.device, enlargement: int
+    ) -> tuple[Sequence[Tensor], tuple[int, int]]:
+        """The features of an enlarged image and its mirror image, and how many cells the image has."""
+        if max(image.shape[:2]) > self.settings.canvas > 0:
+            warn_of_larger_images(self.settings.canvas)
+        image = resize_image(image, enlargement)
+        features = self.features(self._on_canvas([image, image[:, ::-1]], device))
+        return features, (-(-image.shape[0] // STRIDE), -(-image.shape[1] // STRIDE))
+
+    def _on_canvas(self, images: Sequence[base.Image], device: torch.device) -> Tensor:
         """Normalised images of one size, (N, 3, at least canvas, at least canvas), in the upper left of mean colour."""
         height, width = images[0].shape[:2]
-        rows, columns = (self._canvas_side(side, enlargement) for side in (height, width))
+        rows, columns = (
+            max(self.settings.canvas, -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE) for side in (height, width)
+        )
         batch = torch.from_numpy(np.stack([normalise_image(image) for image in images]))
         return F.pad(batch, (0, columns - width, 0, rows - height)).to(device)
-
-    def _canvas_side(self, side: int, enlargement: int) -> int:
-        canvas = self.settings.canvas * enlargement
-        if side > canvas > 0:
-            warn_of_larger_images(self.settings.canvas)
-        return max(canvas, -(-side // CANVAS_MULTIPLE) * CANVAS_MULTIPLE)
 
 
 @cache
