@@ -56,7 +56,7 @@ PASTING = """
 extends: toy-cda
 name: pasting
 about: up to the maps of the second round
-stages: {cda_masks: null, segment: null, scores: null}
+stages: {cda_cam: {paste: {fewest_crops: 1}}, cda_masks: null, segment: null, scores: null}
 """
 
 

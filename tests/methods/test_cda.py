@@ -233,9 +233,23 @@ def test_classes_are_drawn_alike_whatever_the_number_of_their_crops(pool: Pool) 
     assert {pick for pick in drawn if pick is not None and pick[0] == 1} == {(1, "a"), (1, "b")}
 
 
-def test_an_empty_pool_is_said_and_nothing_is_pasted(
-    images: TaggedImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_classes_with_few_crops_are_never_pasted(
+    pool: Pool, images: TaggedImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = with_pasting(images, pool, Settings(fewest_crops=2), CLASSES)
+    assert isinstance(pairs, PastedPairs)
+    few = [name for name, crops in zip(CLASSES.names, pool.names, strict=True) if len(crops) == 1]
+    assert f"Fewer than 2 crops, so never pasted: {', '.join(few)}." in caplog.text
+    rng = np.random.default_rng(0)
+    assert {pick[0] for _ in range(50) if (pick := pairs.pool.draw(torch.zeros(3), rng))} == {1}
+    assert pairs.pool.draw(torch.tensor([1.0, 0, 0]), rng) is None
+
+
+@pytest.mark.parametrize("fewest", [1, 10])
+def test_a_pool_of_too_few_is_said_and_nothing_is_pasted(
+    images: TaggedImages, pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture, fewest: int
 ) -> None:
     Pool.write_index(tmp_path / "empty", CLASSES, {})
-    assert with_pasting(images, Pool.load(tmp_path / "empty", CLASSES), Settings()) is images
-    assert "has no crops: the classifier is trained without pasting" in caplog.text
+    given = pool if fewest == 10 else Pool.load(tmp_path / "empty", CLASSES)
+    assert with_pasting(images, given, Settings(fewest_crops=fewest), CLASSES) is images
+    assert f"has {fewest} crops: the classifier is trained without pasting" in caplog.text

@@ -30,7 +30,12 @@ RECIPE = """
 extends: toy-cda
 name: pasted
 about: the recipe toy-cam with pasting, up to the second classifier
-stages: {cda_cam: {train: {epochs: null}}, cda_maps: null, cda_masks: null, segment: null, scores: null}
+stages:
+  cda_cam: {paste: {fewest_crops: 1}, train: {epochs: null}}
+  cda_maps: null
+  cda_masks: null
+  segment: null
+  scores: null
 """
 
 
@@ -112,6 +117,15 @@ def test_classes_without_crops_are_told(dataset: Dataset, recipe: str, finished:
     assert Pool.load(out / "pool", dataset.classes).labels == []
     page = write_report(out).read_text(encoding="utf-8")
     assert "Without crops, and so never pasted: kettle, spoon." in page
+
+
+def test_classes_with_few_crops_are_told(dataset: Dataset, recipe: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    run(load_recipe(recipe, [*SHORT, "cda_cam.paste.fewest_crops=5"]), dataset, out)
+    page = write_report(out).read_text(encoding="utf-8")
+    assert "Fewer than 5 crops, and so never pasted: kettle, spoon." in page
+    assert "nothing on kettle</figcaption>" in page
 
 
 def test_a_mask_of_another_size_is_an_error_that_names_the_image(

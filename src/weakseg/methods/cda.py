@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -64,6 +64,9 @@ class Settings(base.Settings):
     fifth instead."""
 
     variant: Variant = "rotate"
+    fewest_crops: int = Field(
+        default=10, ge=1, description="of a class that is pasted; fewer would be known by heart, with their faults"
+    )
     parity: bool = Field(default=False, description="as the authors' program does it, see the page on CDA; slow")
 
 
@@ -145,6 +148,10 @@ class Pool:
     def labels(self) -> list[int]:
         """The classes that have crops."""
         return [label for label, names in enumerate(self.names, start=1) if names]
+
+    def with_at_least(self, count: int) -> Pool:
+        """The pool without classes that have fewer crops."""
+        return replace(self, names=[names if len(names) >= count else () for names in self.names])
 
     def draw(self, present: Tensor, rng: np.random.Generator) -> tuple[int, str] | None:
         """A class that is absent from the tags `present` (C,), each as likely as any other, and the name of a crop
@@ -321,9 +328,18 @@ class PastedPairs(TorchDataset[dict[str, Tensor]]):
         return paste(image, self.pool.read(label, name), self.settings, rng), union
 
 
-def with_pasting(images: TaggedImages, pool: Pool, settings: Settings) -> TorchDataset[dict[str, Tensor]]:
-    """Pairs of images, or just the images where the pool has no crops; then this is said."""
-    if not pool.labels:
-        logger.warning("The pool %s has no crops: the classifier is trained without pasting.", pool.folder)
+def with_pasting(
+    images: TaggedImages, pool: Pool, settings: Settings, classes: Classes
+) -> TorchDataset[dict[str, Tensor]]:
+    """Pairs of images, or just the images where no class has enough crops. It is said what is never pasted."""
+    enough = pool.with_at_least(settings.fewest_crops)
+    if not enough.labels:
+        logger.warning(
+            "No class of the pool %s has %d crops: the classifier is trained without pasting.",
+            pool.folder,
+            settings.fewest_crops,
+        )
         return images
-    return PastedPairs(images, pool, settings)
+    if few := [classes.name(label) for label in pool.labels if label not in enough.labels]:
+        logger.warning("Fewer than %d crops, so never pasted: %s.", settings.fewest_crops, ", ".join(few))
+    return PastedPairs(images, enough, settings)

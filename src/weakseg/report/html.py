@@ -617,11 +617,7 @@ def _pool(run: RunFolder) -> Iterator[Markup]:
         for learning, stage in run.of_kind("localise").items():
             if (stage.get("paste") or {}).get("pool") == name and pool.labels:
                 yield element("h3", f"Pasted on images ({learning})")
-                yield element(
-                    "p", "What the classifier was trained on, before size and place vary.", class_="explanation"
-                )
-                figures = _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
-                yield element("div", *figures, class_="strip", style=f"--columns:{PASTED_PER_ROW}")
+                yield from _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
 
 
 def _crops(pool: Pool, classes: Classes) -> Iterator[Markup]:
@@ -640,17 +636,26 @@ def _crops(pool: Pool, classes: Classes) -> Iterator[Markup]:
 def _pasted(
     pool: Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
 ) -> Iterator[Markup]:
-    """Some images of the first epoch with what was pasted on them."""
-    settings = {key: value for key, value in stage["paste"].items() if key != "pool"}
+    settings = Settings.model_validate({key: value for key, value in stage["paste"].items() if key != "pool"})
+    enough = pool.with_at_least(settings.fewest_crops)
+    if few := [classes.name(label) for label in pool.labels if label not in enough.labels]:
+        yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
+    yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
     images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
-    pairs = PastedPairs(images, pool, Settings.model_validate(settings))
-    for place in pictures.spread(range(len(samples)), PASTED_IMAGES):
+    figures = _pairs(PastedPairs(images, enough, settings), classes)
+    yield element("div", *figures, class_="strip", style=f"--columns:{PASTED_PER_ROW}")
+
+
+def _pairs(pairs: PastedPairs, classes: Classes) -> Iterator[Markup]:
+    """Some images of the first epoch with what was pasted on them."""
+    images = pairs.images
+    for place in pictures.spread(range(len(images)), PASTED_IMAGES):
         draw = Draw(0, place, place)
         image, tags = images.read(draw)
-        pasted, union = pairs.pasted(image, tags, generator(seed, draw, PASTING_STREAM))
+        pasted, union = pairs.pasted(image, tags, generator(images.seed, draw, PASTING_STREAM))
         added, old = (
             ", ".join(classes.name(k + 1) for k in present.nonzero().flatten().tolist())
             for present in (union - tags, tags)
         )
         caption = f"{added or 'nothing'} on {old or 'no class'}"
-        yield _figure(pictures.photo(pasted), caption, f"{caption}, {samples[place].name}")
+        yield _figure(pictures.photo(pasted), caption, f"{caption}, {images.samples[place].name}")

@@ -54,7 +54,7 @@ class Localise(Learning):
         images = TaggedImages(self.samples(context), len(classes), self.augment, context.seed)
         if self.paste is None:
             return images
-        return cda.with_pasting(images, cda.Pool.load(context.folder(self.paste.pool), classes), self.paste)
+        return cda.with_pasting(images, cda.Pool.load(context.folder(self.paste.pool), classes), self.paste, classes)
 
 
 STAGE = Localise
