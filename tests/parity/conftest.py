@@ -15,7 +15,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 class Parity:
     """`parity("folder/name")` loads one file of vectors; `parity.fill` is the filler of weights, `parity.checksum`
-    what the vectors say of large tensors."""
+    and `parity.stats` what the vectors say of large tensors."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,6 +36,12 @@ class Parity:
         first = np.full(8, np.nan)
         first[: min(8, values.size)] = values[:8]
         return np.concatenate([[values.sum(), np.sqrt((values**2).sum())], first])
+
+    @staticmethod
+    def stats(tensor: Tensor, head: int = 0) -> np.ndarray:
+        """[mean, population standard deviation, largest absolute value, first `head` values]."""
+        values = tensor.detach().double().contiguous().flatten().numpy()
+        return np.concatenate([[values.mean(), values.std(), np.abs(values).max()], values[:head]])
 
 
 @pytest.fixture(scope="session")

@@ -77,12 +77,6 @@ def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
     assert np.abs(ours - theirs).max() <= tolerance
 
 
-def stats(tensor: Tensor) -> np.ndarray:
-    """[mean, population standard deviation, max |x|, first 8 values], as the vectors have it."""
-    values = tensor.contiguous().numpy().astype(np.float64).ravel()
-    return np.concatenate([[values.mean(), values.std(), np.abs(values).max()], values[:8]])
-
-
 # The network ----------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +90,7 @@ def test_network(parity: Any, network: IRNet, case: int) -> None:
         features = network.features(torch.cat([images, images.flip(3)]))
         logits, field = network.boundary(features), network.displacement(features)
     np.testing.assert_array_equal([stage.shape for stage in features], vectors[f"tap_shapes_{case}"])
-    agrees(np.stack([stats(stage) for stage in features]), vectors[f"tap_stats_{case}"], 5e-5)
+    agrees(np.stack([parity.stats(stage, 8) for stage in features]), vectors[f"tap_stats_{case}"], 5e-5)
     agrees(logits[:, None], vectors[f"edge_logit_{case}"], 5e-5)
     agrees(field, vectors[f"dp_eval_{case}"], 5e-5)
     agrees(field + network.displacement.mean[:, None, None], vectors[f"dp_train_{case}"], 5e-5)

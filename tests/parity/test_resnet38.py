@@ -34,12 +34,6 @@ def as_batch(*images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
 
 
-def stats(tensor: Tensor) -> np.ndarray:
-    """Mean, population standard deviation, largest absolute value."""
-    values = tensor.detach().double()
-    return np.array([values.mean(), values.std(correction=0), values.abs().max()])
-
-
 def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> None:
     actual = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
     assert actual.shape == expected.shape
@@ -68,7 +62,7 @@ def test_taps(parity: Any, backbone: ResNet38) -> None:
         feature, odd_feature = features[stage - 1], odd_features[stage - 1]
         assert feature.shape == tuple(vectors[f"{tap}_shape"])
         assert_close(feature[:, ::step], vectors[tap])
-        assert_close(stats(feature), vectors[f"{tap}_stats"])
+        assert_close(parity.stats(feature), vectors[f"{tap}_stats"])
         assert odd_feature.shape == tuple(vectors[f"odd_{tap}_shape"])
         assert_close(odd_feature[:, :: 4 * step], vectors[f"odd_{tap}"])
 
@@ -81,7 +75,7 @@ def test_every_block(parity: Any, backbone: ResNet38) -> None:
     for name, shape, expected_stats, head in zip(*columns, strict=True):
         x = backbone.get_submodule(str(name))(x)
         assert x.shape == tuple(shape), name
-        assert_close(stats(x), expected_stats)
+        assert_close(parity.stats(x), expected_stats)
         largest = expected_stats[2]
         assert np.abs(x.contiguous().flatten()[:16].numpy() - head).max() <= 1e-4 * largest, name
 

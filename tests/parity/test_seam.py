@@ -46,12 +46,6 @@ def agrees(ours: Tensor, theirs: np.ndarray, tolerance: float, relative: bool = 
     assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance * largest
 
 
-def stats(tensor: Tensor) -> Tensor:
-    """Mean, population standard deviation, largest absolute value."""
-    values = tensor.detach().double()
-    return torch.stack([values.mean(), values.std(correction=0), values.abs().max()])
-
-
 def as_batch(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
 
@@ -174,7 +168,7 @@ def test_network(parity: Any, state: dict[str, Tensor]) -> None:
     for low, name in ((raw, "cam"), (revised, "cam_rv")):
         maps = resized(low, images.shape[2:])
         agrees(maps[..., ::3, ::3], vectors[name], 1e-4, relative=True)
-        agrees(stats(maps), vectors[f"{name}_stats"], 1e-4, relative=True)
+        agrees(torch.from_numpy(parity.stats(maps)), vectors[f"{name}_stats"], 1e-4, relative=True)
     agrees(network.activation_maps(images), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
 
 
@@ -236,7 +230,7 @@ def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
         views, vectors[f"views_{case}"], vectors[f"view_stats_{case}"], strict=True
     ):
         agrees(view[:, ::2, ::2], expected, 1e-4, relative=True)
-        agrees(stats(view), expected_stats, 1e-4, relative=True)
+        agrees(torch.from_numpy(parity.stats(view)), expected_stats, 1e-4, relative=True)
 
     labels = [0, *(present + 1).tolist()]
     (summed,) = multi_scale_maps(
