@@ -25,6 +25,8 @@ from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
 ROWS = 5
+ENLARGEMENT = 2
+"""Of the images before their boundaries are found, as in the recipe."""
 
 
 def main(run: Path) -> None:
@@ -41,7 +43,7 @@ def main(run: Path) -> None:
         before, after = (read_maps(run / stage, sample).upsampled() for stage in ("maps", "walk"))
         sure = read_npz(run / "boundaries" / "evidence" / f"{sample.name}.npz")["labels"]
         with torch.inference_mode():
-            boundary, field = network.relations(image, torch.device("cpu"))
+            boundary, field = network.relations(image, torch.device("cpu"), ENLARGEMENT)
         found = Instances.load(run / "instances" / "instances" / f"{sample.name}.npz").numbered()
         rows.append(
             [
