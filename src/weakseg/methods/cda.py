@@ -149,6 +149,10 @@ class Pool:
         """The classes that have crops."""
         return [label for label, names in enumerate(self.names, start=1) if names]
 
+    def labels_below(self, count: int) -> list[int]:
+        """The classes that have crops, but fewer."""
+        return [label for label in self.labels if len(self.names[label - 1]) < count]
+
     def with_at_least(self, count: int) -> Pool:
         """The pool without classes that have fewer crops."""
         return replace(self, names=[names if len(names) >= count else () for names in self.names])
@@ -340,6 +344,6 @@ def with_pasting(
             settings.fewest_crops,
         )
         return images
-    if few := [classes.name(label) for label in pool.labels if label not in enough.labels]:
+    if few := [classes.name(label) for label in pool.labels_below(settings.fewest_crops)]:
         logger.warning("Fewer than %d crops, so never pasted: %s.", settings.fewest_crops, ", ".join(few))
     return PastedPairs(images, enough, settings)

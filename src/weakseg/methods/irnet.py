@@ -171,16 +171,18 @@ class IRNet(nn.Module):
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
+        maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
-        return relative_to_largest(walk(in_finer_cells(maps, options.enlargement), boundary, options))
+        return relative_to_largest(walk(maps, boundary, options))
 
     @torch.no_grad()
     def instances(
         self, image: base.Image, maps: ActivationMaps, options: InstanceOptions, device: torch.device
     ) -> Instances:
         """The instances of the classes in the maps: those pixels walk whose displacements lead to one centroid."""
+        maps = in_finer_cells(maps, options.enlargement)
         boundary, displacements = self.relations(image, device, options.enlargement)
-        maps, field = in_finer_cells(maps, options.enlargement), displacements.cpu().numpy()
+        field = displacements.cpu().numpy()
         masks = clusters(field, centroids(field, options.centroid_steps), options.still)
         apart = (maps.maps[:, None] * masks).reshape(-1, *masks.shape[1:])
         labels = np.repeat(maps.labels, len(masks))

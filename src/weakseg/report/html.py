@@ -637,12 +637,12 @@ def _pasted(
     pool: Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
 ) -> Iterator[Markup]:
     settings = Settings.model_validate({key: value for key, value in stage["paste"].items() if key != "pool"})
-    enough = pool.with_at_least(settings.fewest_crops)
-    if few := [classes.name(label) for label in pool.labels if label not in enough.labels]:
+    if few := [classes.name(label) for label in pool.labels_below(settings.fewest_crops)]:
         yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
     yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
     images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
-    figures = _pairs(PastedPairs(images, enough, settings), classes)
+    pairs = PastedPairs(images, pool.with_at_least(settings.fewest_crops), settings)
+    figures = _pairs(pairs, classes)
     yield element("div", *figures, class_="strip", style=f"--columns:{PASTED_PER_ROW}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
@@ -21,6 +21,11 @@ from weakseg.pipeline.stages.walk import ByRefiner
 SCORES_NAME = "average_precision.json"
 
 
+def instances_path(folder: Path, sample: Sample) -> Path:
+    """Where the instances of an image lie in the folder of their stage."""
+    return folder / "instances" / f"{sample.name}.npz"
+
+
 class InstanceMasks(ByRefiner):
     """The instances of each image, and how good they are where the truth is known."""
 
@@ -28,20 +33,20 @@ class InstanceMasks(ByRefiner):
     title: ClassVar[str] = "instances"
     kind: Literal["instances"] = "instances"
 
-    def options_class(self, where: str) -> type[Settings]:
-        method = find_method("REFINER", self.method)
-        if not hasattr(method, "InstanceOptions"):
+    def checked(self, where: str) -> Self:
+        if not hasattr(find_method("REFINER", self.method), "InstanceOptions"):
             raise WeaksegError(f"{where}.method: the refiner {self.method} does not tell instances apart.")
-        options: type[Settings] = method.InstanceOptions
+        return super().checked(where)
+
+    def options_class(self) -> type[Settings]:
+        options: type[Settings] = find_method("REFINER", self.method).InstanceOptions
         return options
 
     def result(self, network: Any, *given: Any) -> Instances:
         separated: Instances = network.instances(*given)
         return separated
 
-    @staticmethod
-    def result_path(folder: Path, sample: Sample) -> Path:
-        return instances_path(folder, sample)
+    result_path = staticmethod(instances_path)
 
     def dependencies(self, context: Context) -> list[str]:
         return [*super().dependencies(context), stamps.instances(context.score)]
@@ -62,11 +67,6 @@ def measure(context: Context, folder: Path) -> AveragePrecision:
         if truth is not None:
             scores.update(truth, Instances.load(instances_path(folder, sample)), sample.name)
     return reduce(AveragePrecision.__add__, parallel.gather(scores))
-
-
-def instances_path(folder: Path, sample: Sample) -> Path:
-    """Where the instances of an image lie in the folder of their stage."""
-    return folder / "instances" / f"{sample.name}.npz"
 
 
 STAGE = InstanceMasks

@@ -34,8 +34,8 @@ class ByRefiner(Stage):
     maps: Annotated[str, Reads("maps")]
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def options_class(self, where: str) -> type[Settings]:
-        """The options of this method. Raises `WeaksegError` for a method that cannot do this."""
+    def options_class(self) -> type[Settings]:
+        """The options of this method."""
         raise NotImplementedError
 
     def result(
@@ -50,7 +50,7 @@ class ByRefiner(Stage):
         raise NotImplementedError
 
     def checked(self, where: str) -> Self:
-        options = validate(self.options_class(where), self.options, f"{where}.options")
+        options = validate(self.options_class(), self.options, f"{where}.options")
         return self.model_copy(update={"options": options.model_dump(mode="json")})
 
     def dependencies(self, context: Context) -> list[str]:
@@ -68,7 +68,7 @@ class ByRefiner(Stage):
     def run(self, context: Context, folder: Path) -> None:
         device = context.fabric.device
         network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(device)
-        options = self.options_class("").model_validate(self.options)
+        options = self.options_class().model_validate(self.options)
         path, source = partial(self.result_path, folder), context.folder(self.maps)
 
         def make(sample: Sample) -> None:
@@ -85,7 +85,7 @@ class Walk(ByRefiner):
     title: ClassVar[str] = "walk"
     kind: Literal["walk"] = "walk"
 
-    def options_class(self, where: str) -> type[Settings]:
+    def options_class(self) -> type[Settings]:
         options: type[Settings] = find_method("REFINER", self.method).Options
         return options
 
