@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from tiny import TINY, set_options, write_tiny_voc
+from tiny import TINY, artifacts, set_options, write_tiny_voc
 
 KILLED = Path(__file__).with_name("killed.py")
-# What differs between any two runs: times, and the paths and processes in logs.
-PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "compare.lock"}
+# What differs between any two comparisons, besides what differs between their runs: times, and processes.
+PASSING = (".html", ".md", "compare.lock")
 SMALL = "affinity.model.backbone={name: small, output_stride: 8, weights: null, frozen_stages: 0}"
 REFINED = ("affinity.train={steps: 2, batch_size: 4}", "affinity.augment.crop=96", SMALL)
 TITLE = re.compile(r"\[(\d)/(\d)\] (.*), seed (\d)( \(about \d+ min left\))?")
@@ -33,9 +33,9 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return ["compare", "toy-cam", "--data", str(data), "--out", str(out), *refine, *set_options(*TINY, *REFINED), *more]
 
 
-def artifacts(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file() and path.name not in PASSING)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.suffix not in (".html", ".md")}
+def lasting(out: Path) -> dict[str, bytes]:
+    """All files of a comparison that should not differ from those of another."""
+    return {name: content for name, content in artifacts(out).items() if not name.endswith(PASSING)}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], pr
     recipe = out / "toy-cam+affinitynet" / "seed-3" / "recipe.yaml"
     done = process("run", recipe, "--data", data, "--out", tmp_path / "alone")
     assert done.returncode == 0, done.stderr
-    assert artifacts(tmp_path / "alone") == artifacts(out / "toy-cam+affinitynet" / "seed-3")
+    assert lasting(tmp_path / "alone") == lasting(out / "toy-cam+affinitynet" / "seed-3")
 
 
 def test_progress_says_which_run_of_how_many(whole: tuple[Path, Path, str]) -> None:
@@ -151,7 +151,7 @@ def test_a_finished_comparison_does_nothing_again(
     answer = weakseg(*arguments(data, copy))
     assert answer.status == 0, answer.err
     assert ": running" not in answer.out
-    assert artifacts(copy) == artifacts(out)
+    assert lasting(copy) == lasting(out)
 
 
 def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], process: Any
     done = process(*arguments(data, out))
     assert done.returncode == 0, done.stderr
     assert ": running" not in done.stdout
-    found, wanted = artifacts(out), artifacts(expected)
+    found, wanted = lasting(out), lasting(expected)
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if wanted[name] != found[name] and name != "compare.json"] == []
     assert read(out)["rows"] == read(expected)["rows"]

@@ -14,11 +14,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tiny import TINY, set_options
+from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
-
-# What differs between any two runs: times, and the paths and processes in logs.
-PASSING = {"manifest.json", "train.jsonl", "log.jsonl", "run.lock", "report.html"}
 
 
 @pytest.fixture
@@ -56,11 +53,6 @@ def read_all(root: Path) -> None:
         elif path.suffix == ".json":
             json.loads(path.read_text())
     assert not list(root.rglob("*.writing"))
-
-
-def artifacts(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file() and path.name not in PASSING)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def test_the_same_command_finishes_when_there_is_room_again(weakseg: Any, finished: Any, disk: Path) -> None:
