@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from weakseg import __version__
-from weakseg.errors import WeaksegError
+from weakseg.errors import Stopped, WeaksegError
 
 app = typer.Typer(
     name="weakseg",
@@ -45,6 +45,10 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="Layout of the data set: voc, coco or folder. Default: recognised by what is there."),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="A file with ImageNet weights for every backbone that would download them, where all are one."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -58,6 +62,9 @@ def main() -> None:
         app()
     except WeaksegError as error:
         sys.exit(f"Error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -98,6 +105,13 @@ def run(
         list[Path],
         typer.Option("--reuse", metavar="RUN", help="Another run, whose equal stages are taken over; several times."),
     ] = [],  # noqa: B006
+    redo: Annotated[
+        list[str], typer.Option("--redo", metavar="STAGE", help="Do a finished stage again; several times for several.")
+    ] = [],  # noqa: B006
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Carry out only this stage and what it needs.")
+    ] = None,
+    weights: Weights = None,
     format: Format = None,
 ) -> None:
     """Carry out a recipe: labels in, masks, a model and a report out.
@@ -110,14 +124,21 @@ def run(
       weakseg run cam --data photos --out runs/photos
       weakseg run cam --data VOC2012 --out runs/voc --set data.train=train_aug --set cam.train.epochs=2
       weakseg run cam --data photos --out runs/nocrf --set masks.crf=null --reuse runs/photos
+      weakseg run cam --data photos --out runs/photos --until masks --weights mobilenet_v2.safetensors
       torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
     """
     from weakseg.data.opening import open_dataset
     from weakseg.parallel import rank
-    from weakseg.pipeline.recipe import load_recipe
+    from weakseg.pipeline import recipe as recipes
+
+    found = recipes.load_recipe(recipe, set_)
+    if until is not None:
+        found = recipes.until(found, until)
+    if weights is not None:
+        found = recipes.with_weights(found, str(weights))
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(load_recipe(recipe, set_), open_dataset(data, format), out, reuse=reuse)
+    run_recipe(found, open_dataset(data, format), out, reuse=reuse, redo=redo)
     if rank() == 0:
         report(out)
 
@@ -199,9 +220,11 @@ def recipes(
       weakseg recipes
       weakseg recipes cam > mine.yaml
     """
-    from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+    from weakseg.pipeline.recipe_files import shipped_recipes
 
     if name is not None:
+        from weakseg.pipeline.recipe import load_recipe
+
         print(load_recipe(name).as_yaml(), end="")
         return
     known = shipped_recipes()
@@ -235,8 +258,8 @@ def predict(
       weakseg predict runs/photos/segment/model photos/ --out predicted --probabilities --crf deeplab
     """
     from weakseg.pipeline.predict import find_model, predict_files
+    from weakseg.runtime import RuntimeSettings, start
     from weakseg.settings import validate
-    from weakseg.training import RuntimeSettings, start
 
     changes: dict[str, Any] = {"mirror": mirror, "threshold": threshold}
     if scales is not None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
@@ -82,6 +81,13 @@ def sum_over_ranks(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return total.cpu().numpy()
 
 
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """The element-wise sum of every process's tensor, in place; all processes must call it with the same shape."""
+    if _running():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
 def gather(value: T) -> list[T]:
     """Every process's value, in the order of ranks; small values only (they travel by pickle inside the job)."""
     if not _running():
@@ -89,53 +95,6 @@ def gather(value: T) -> list[T]:
     values: list[T] = [value] * world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count` with the count of all processes, scaled so that averaging gradients gives the global mean.
-
-    A data-parallel average of per-process means is wrong where processes hold different numbers of valid pixels.
-    Nothing valid anywhere gives 0, not NaN. Inside of `dividing_by`, the count is that of all micro-batches, too.
-    """
-    known = _known_counts.get()
-    if known is not None:
-        everywhere, parts = next(known)
-        return total * (world_size() * parts) / everywhere.clamp(min=1)
-    everywhere = count.detach().clone()
-    if _running():
-        distributed.all_reduce(everywhere)
-    noted = _noted_counts.get()
-    if noted is not None:
-        noted.append(everywhere)
-    return total * world_size() / everywhere.clamp(min=1)
-
-
-_noted_counts: ContextVar[list[Tensor] | None] = ContextVar("noted_counts", default=None)
-_known_counts: ContextVar[Iterator[tuple[Tensor, int]] | None] = ContextVar("known_counts", default=None)
-
-
-@contextmanager
-def noting_counts() -> Iterator[list[Tensor]]:
-    """The counts, over all processes, that `mean_over_ranks` is called with inside, in the order of the calls."""
-    counts: list[Tensor] = []
-    token = _noted_counts.set(counts)
-    try:
-        yield counts
-    finally:
-        _noted_counts.reset(token)
-
-
-@contextmanager
-def dividing_by(counts: Sequence[Tensor], parts: int) -> Iterator[None]:
-    """Inside, `mean_over_ranks` divides by these counts, one for each of its calls, instead of those of its batch.
-
-    They are those of all `parts` micro-batches of an update, whose gradients are averaged like those of processes.
-    """
-    token = _known_counts.set(iter([(count, parts) for count in counts]))
-    try:
-        yield
-    finally:
-        _known_counts.reset(token)
 
 
 def cpu_threads() -> int:

@@ -20,13 +20,14 @@ from weakseg import __version__
 from weakseg.data.cooccurrence import share_with_other
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.loading import Draw, ReadTags, TrainingImages, generator
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_text
 from weakseg.labels import VOID, Classes
 from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.fields import TAGS
 from weakseg.ops.instances import Instances
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stages.evaluate import prediction_path
@@ -614,8 +615,8 @@ def _pool(run: RunFolder) -> Iterator[Markup]:
         pool = Pool.load(run.root / name, classes)
         yield element("h3", f"Crops ({name})")
         yield from _crops(pool, classes)
-        for learning, stage in run.of_kind("localise").items():
-            if (stage.get("paste") or {}).get("pool") == name and pool.labels:
+        for learning, stage in run.of_kind("paste").items():
+            if stage["pool"] == name and pool.labels:
                 yield element("h3", f"Pasted on images ({learning})")
                 yield from _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
 
@@ -636,11 +637,12 @@ def _crops(pool: Pool, classes: Classes) -> Iterator[Markup]:
 def _pasted(
     pool: Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
 ) -> Iterator[Markup]:
-    settings = Settings.model_validate({key: value for key, value in stage["paste"].items() if key != "pool"})
+    settings = Settings.model_validate(stage["paste"])
     if few := [classes.name(label) for label in pool.labels_below(settings.fewest_crops)]:
         yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
     yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
-    images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
+    augmentation = Augmentation.model_validate(stage["augment"])
+    images = TrainingImages(samples, [ReadTags(len(classes))], {"tags": TAGS}, augmentation, seed)
     pairs = PastedPairs(images, pool.with_at_least(settings.fewest_crops), settings)
     figures = _pairs(pairs, classes)
     yield element("div", *figures, class_="strip", style=f"--columns:{PASTED_PER_ROW}")
@@ -651,11 +653,11 @@ def _pairs(pairs: PastedPairs, classes: Classes) -> Iterator[Markup]:
     images = pairs.images
     for place in pictures.spread(range(len(images)), PASTED_IMAGES):
         draw = Draw(0, place, place)
-        image, tags = images.read(draw)
-        pasted, union = pairs.pasted(image, tags, generator(images.seed, draw, PASTING_STREAM))
+        item = images.read(draw)
+        pasted = pairs.pasted(item, generator(images.seed, draw, PASTING_STREAM))
         added, old = (
-            ", ".join(classes.name(k + 1) for k in present.nonzero().flatten().tolist())
-            for present in (union - tags, tags)
+            ", ".join(classes.name(k + 1) for k in np.flatnonzero(present).tolist())
+            for present in (pasted["tags"] - item["tags"], item["tags"])
         )
         caption = f"{added or 'nothing'} on {old or 'no class'}"
-        yield _figure(pictures.photo(pasted), caption, f"{caption}, {images.samples[place].name}")
+        yield _figure(pictures.photo(pasted["image"]), caption, f"{caption}, {images.samples[place].name}")

@@ -14,7 +14,8 @@ from weakseg.data.images import read_image, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.methods import cda
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import Context, Reads, Stage
+from weakseg.pipeline.context import Context
+from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
 
@@ -26,7 +27,7 @@ class Pool(Stage):
 
     leaves: ClassVar[str] = "pool"
     kind: Literal["pool"] = "pool"
-    masks: Annotated[str, Reads("masks")]
+    masks: Annotated[str, Reads("masks")] = Field(description="the stage whose masks show where objects are")
     smallest: Share = Field(default=0.1, description="share of the image that the object covers at least")
     largest: Share = Field(default=0.7, description="share of the image that the object covers at most")
 
