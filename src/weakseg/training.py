@@ -32,6 +32,7 @@ from weakseg.files import write_bytes, write_text
 from weakseg.ops.schedule import poly_factor
 from weakseg.progress import Progress
 from weakseg.settings import Settings
+from weakseg.threads import cpu_threads
 
 LOG_NAME = "train.jsonl"
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -82,7 +83,7 @@ class RuntimeSettings(Settings):
         """Worker processes of a data loader. On a CPU the network already uses every core."""
         if self.workers != "auto":
             return self.workers
-        return 0 if device.type == "cpu" else min(8, parallel.cpu_threads())
+        return 0 if device.type == "cpu" else min(8, cpu_threads())
 
 
 def start(runtime: RuntimeSettings) -> Fabric:

@@ -17,6 +17,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.context import OnContext, context_scores, on_context
 from weakseg.ops.metrics import Accumulator, BoundaryScore, Confusion, ThresholdCurve
 from weakseg.progress import Progress
+from weakseg.threads import threaded
 
 A = TypeVar("A", bound=Accumulator)
 LabelMap = npt.NDArray[np.uint8]
@@ -124,6 +125,6 @@ def _shared(samples: Sequence[Sample], load: Callable[[Sample], T], title: str) 
     """This process's part of the samples, loaded by threads, with progress."""
     mine = parallel.share(samples)
     with Progress(title, len(mine)) as progress:
-        for item in parallel.threaded(load, mine):
+        for item in threaded(load, mine):
             yield item
             progress.advance()

@@ -26,6 +26,7 @@ from weakseg.methods.base import Kind, find_method
 from weakseg.methods.store import Model, load_model
 from weakseg.progress import Progress
 from weakseg.settings import Settings, validate
+from weakseg.threads import threaded
 from weakseg.training import RuntimeSettings, TrainSettings, train_network
 
 MODEL_FOLDER = "model"
@@ -259,7 +260,7 @@ def complete(
     samples: Sequence[Sample],
     path: Callable[[Sample], Path],
     make: Callable[[Sample], object],
-    through: Callable[..., Iterable[object]] = parallel.threaded,
+    through: Callable[..., Iterable[object]] = threaded,
 ) -> None:
     """Let the processes share the images and `make`, for each whose file `path` is not there yet, that file.
 

@@ -29,6 +29,7 @@ from weakseg.ops.activation import (
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
 from weakseg.progress import Progress
+from weakseg.threads import pipelined, threaded
 
 STYLES = {"irnet": (resize_maps, divide_by_maximum), "seam": (resize_through_view, stretch_maps)}
 """How maps are resized, and how they are normalised."""
@@ -82,7 +83,7 @@ class Maps(Stage):
             context.weakly_labelled(),
             self.batch_size,
             partial(map_path, folder),
-            partial(parallel.pipelined, read, compute, write),
+            partial(pipelined, read, compute, write),
         )
 
 
@@ -120,7 +121,7 @@ def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]
     """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
     so that the last bits of the results do not either."""
     by_size: dict[tuple[int, int], list[Sample]] = {}
-    for sample, size in zip(samples, parallel.threaded(lambda s: image_size(s.image), samples), strict=True):
+    for sample, size in zip(samples, threaded(lambda s: image_size(s.image), samples), strict=True):
         by_size.setdefault(size, []).append(sample)
     return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 
