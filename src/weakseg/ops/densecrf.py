@@ -62,7 +62,7 @@ def dense_crf(
     per thread, other devices take all images at once, as far as there should be memory for them.
 
     `parameters` are `CRFParameters` or a name of `PARAMETERS`. Symmetric normalisation, Potts compatibility,
-    Q⁰ = _softmax(-U), and then in every iteration, for all pixels together: Q ← softmax(-U + Σ_m w_m K_m Q).
+    Q⁰ = softmax(-U), and then in every iteration, for all pixels together: Q ← softmax(-U + Σ_m w_m K_m Q).
 
     Raises `WeaksegError` for an image or a unary of another type or size, NaN or -inf (with its position), a pixel
     where every label is impossible, an unknown name, and images and unaries that are not of one number.

@@ -68,7 +68,7 @@ def _slice(offsets: Any, weights: Any, table: Any, values: Any, corners: Zeros, 
             store(values, (point * len(table) + chunk) * len(lanes), value)
 
 
-@compiled()
+@compiled(fastmath={"contract"})
 def blur(neighbours: Any, factor: Any, table: Any, other: Any, lanes: Zeros) -> Any:
     """Mix neighbours along each axis in turn, from `table` to `other` and back, and multiply the result by `factor`;
     the result, and zeros in what is left over."""
