@@ -113,7 +113,7 @@ def residual(x, y):
 
 
 def test_functions_fuse_or_not_whoever_calls_them_first() -> None:
-    """A product that is rounded, less itself, is 0; one that is not rounded, as it fuses with the difference, is not."""
+    """A rounded product less itself is 0; a difference that fuses with the product is the rounding error."""
     called_first, alone = compiled(inner=True)(residual), compiled()(residual)
 
     @compiled(fastmath={"contract"})

@@ -13,9 +13,12 @@ from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
+from weakseg.ops.accumulator import Accumulator
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.boundary import BoundaryScore
+from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
-from weakseg.ops.metrics import Accumulator, BoundaryScore, Confusion, ThresholdCurve
+from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
 from weakseg.threads import threaded
 
