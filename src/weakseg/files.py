@@ -114,10 +114,10 @@ def drop_partial_line(path: Path) -> None:
             os.truncate(path, data.rfind(b"\n") + 1)
 
 
-def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, compress: bool = True) -> None:
-    """Write named arrays atomically. The bytes depend on the arrays alone."""
+def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays atomically, compressed. The bytes depend on the arrays alone."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -27,11 +27,11 @@ class RuntimeSettings(Settings):
 
     def loader_workers(self, device: torch.device) -> int:
         """Worker processes of a data loader. On a CPU the network already uses every core."""
-        from weakseg import parallel
+        from weakseg.threads import cpu_threads
 
         if self.workers != "auto":
             return self.workers
-        return 0 if device.type == "cpu" else min(8, parallel.cpu_threads())
+        return 0 if device.type == "cpu" else min(8, cpu_threads())
 
 
 def start(runtime: RuntimeSettings) -> Fabric:

@@ -108,6 +108,21 @@ def test_sparse_rows(terms: int, lanes: int) -> None:
     np.testing.assert_allclose(spread, dense.T @ values, rtol=1e-4, atol=1e-5)
 
 
+def residual(x, y):
+    return x * x - y
+
+
+def test_functions_fuse_or_not_whoever_calls_them_first() -> None:
+    """A rounded product less itself is 0; a difference that fuses with the product is the rounding error."""
+    called_first, alone = compiled(inner=True)(residual), compiled()(residual)
+
+    @compiled(fastmath={"contract"})
+    def call(x, y):
+        return called_first(x, y)
+
+    assert call(0.1, 0.1 * 0.1) == alone(0.1, 0.1 * 0.1) == 0
+
+
 def twice(x):
     return x + x
 

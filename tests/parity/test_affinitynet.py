@@ -25,7 +25,9 @@ from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import check_names_and_shapes
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pairs import Pairs
 from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets
 

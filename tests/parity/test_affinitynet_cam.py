@@ -19,7 +19,7 @@ from weakseg.ops.activation import (
     multi_scale_maps,
     normalise_image,
     normalise_maps,
-    sum_resized,
+    resize_maps,
 )
 from weakseg.pipeline.inference import against_background
 
@@ -116,7 +116,7 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     views = vectors[f"{backbone}_views"]
     assert len(shapes) == len(views) == 2 * len(scales)
     for maps, view, mirrored in zip(per_scale, views[::2], views[1::2], strict=True):
-        large = sum_resized([maps], image.shape[:2])[0, labels, ::2, ::2]
+        large = resize_maps(maps, image.shape[:2], image.shape[:2])[0, labels, ::2, ::2]
         assert_close(large, view + mirrored, 2e-2)
 
     (maps,) = multi_scale_maps(network.activation_maps, scaled, [present.tolist()], "cpu", stride=1)

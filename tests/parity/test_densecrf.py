@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mean_field import MeanField, PairwiseKernel, softmax
 from weakseg.ops import densecrf, densecrf_torch
-from weakseg.ops.densecrf import (
-    PARAMETERS,
-    CRFParameters,
-    DenseCRF,
-    PairwiseKernel,
-    bilateral_features,
-    dense_crf,
-    gaussian_features,
-    grid_features,
-    unary_from_labels,
-    unary_from_probabilities,
-)
+from weakseg.ops.crf_features import bilateral_features, gaussian_features
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_unary import SMALLEST_PROBABILITY, unary_from_labels, unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.densecrf_torch import Lattices
 from weakseg.ops.lattice_filter import gaussian_filter
 from weakseg.ops.permutohedral import Lattice, embed
 
+HALF_SCALE = replace(PARAMETERS["affinitynet"], gaussian_sxy=1.5, bilateral_sxy=40.0)  # of an image reduced by 2
 PICTURES = ("two", "three", "five", "many", "line", "pixel", "constant", "black", "dark", "saturated")
 TOLERANCES = {0: 1e-6, 1: 1e-5, 5: 1e-4, 10: 1e-3}
 
@@ -132,24 +127,26 @@ def test_normalised_filter(parity: Any, normalisation: Any) -> None:
     assert len(found) >= 4
     for case in found:
         expected = vectors[f"{case}_{normalisation}_3"]
-        kernel = PairwiseKernel.of(features[f"{case}_features"], 1.0, normalisation)
+        kernel = PairwiseKernel(features[f"{case}_features"], normalisation=normalisation)
         agrees(kernel.filter(vectors[f"{case}_values_3"]), expected, 1e-6 * np.abs(expected).max())
 
 
 def test_unaries(parity: Any) -> None:
     vectors = parity("densecrf/unary")
-    prob, odd, labels, image = (vectors[name] for name in ("prob", "odd", "labels", "image"))
+    prob, odd, labels = (vectors[name] for name in ("prob", "odd", "labels"))
+    assert prob.min() > SMALLEST_PROBABILITY
+    unsure_is_void = np.where((labels == 0) | (labels == 255), 255, labels.astype(np.int64) - 1)
     computed = {
         "softmax": unary_from_probabilities(prob),
         "softmax_f64": unary_from_probabilities(prob.astype(np.float64)),
-        "softmax_scale_07": unary_from_probabilities(prob, scale=0.7),
-        "softmax_scale_1": unary_from_probabilities(prob, scale=1.0),
-        "softmax_clip_1e-2": unary_from_probabilities(prob, clip=1e-2),
-        "softmax_clip_none": unary_from_probabilities(prob, clip=None),
+        "softmax_scale_07": unary_from_probabilities(mixed_with_uniform(prob, 0.7)),
+        "softmax_scale_1": unary_from_probabilities(mixed_with_uniform(prob, 1)),
+        "softmax_clip_1e-2": unary_from_probabilities(prob.clip(1e-2)),
+        "softmax_clip_none": unary_from_probabilities(prob),
         "odd_softmax": unary_from_probabilities(odd),
-        "odd_softmax_scale_05": unary_from_probabilities(odd, scale=0.5),
+        "odd_softmax_scale_05": unary_from_probabilities(mixed_with_uniform(odd, 0.5)),
         "labels_5_07": unary_from_labels(labels, 5, 0.7),
-        "labels_4_05_unsure": unary_from_labels(labels, 4, 0.5, zero_unsure=True),
+        "labels_4_05_unsure": unary_from_labels(unsure_is_void, 4, 0.5),
         "labels_2_09": unary_from_labels(labels % 2, 2, 0.9),
     }
     for name, result in computed.items():
@@ -157,11 +154,26 @@ def test_unaries(parity: Any) -> None:
         assert result.flags.c_contiguous
         agrees(result.reshape(len(result), -1), vectors[name], 2e-6)
 
-    grey = np.concatenate([grid_features(labels.shape, (10, 10)).T, image[None, ..., 0].reshape(1, -1) / np.float32(4)])
-    colours = image.reshape(-1, 3).T / np.float32(13)
-    agrees(grid_features(labels.shape, (3, 5)).T, vectors["nd_gaussian_3_5"], 2e-6)
-    agrees(np.concatenate([grid_features(labels.shape, (80, 50)).T, colours]), vectors["nd_bilateral_80_50_13"], 2e-6)
-    agrees(grey, vectors["nd_bilateral_grey_10_10_4"], 2e-6)
+
+def mixed_with_uniform(probabilities: np.ndarray, share: float) -> np.ndarray:
+    return share * probabilities.astype(np.float64) + (1 - share) / len(probabilities)
+
+
+def y_first(features: np.ndarray) -> np.ndarray:
+    """The features in the order of the reference's helpers for any number of dimensions."""
+    return features[:, [1, 0, *range(2, features.shape[1])]]
+
+
+def test_features(parity: Any) -> None:
+    vectors = parity("densecrf/unary")
+    image = vectors["image"]
+    computed = {
+        "nd_gaussian_3_5": gaussian_features(*image.shape[:2], (5, 3)),
+        "nd_bilateral_80_50_13": bilateral_features(image, (50, 80), 13),
+        "nd_bilateral_grey_10_10_4": bilateral_features(image[..., :1], 10, 4),
+    }
+    for name, features in computed.items():
+        agrees(y_first(features).T, vectors[name], 2e-6)
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -185,7 +197,7 @@ def test_mean_field(parity: Any, picture: str) -> None:
 
 def test_named_parameters(parity: Any) -> None:
     vectors = parity("densecrf/mean_field")
-    ours = {**PARAMETERS, "half_scale": PARAMETERS["affinitynet"].scaled(2)}
+    ours = {**PARAMETERS, "half_scale": HALF_SCALE}
     for name, values in zip(vectors["parameter_names"], vectors["parameters"], strict=True):
         p = ours[name]
         assert list(values) == [
@@ -200,8 +212,8 @@ def test_named_parameters(parity: Any) -> None:
 def option_kernels(image: np.ndarray, normalisation: Any = "symmetric") -> list[PairwiseKernel]:
     height, width = image.shape[:2]
     return [
-        PairwiseKernel.of(gaussian_features(height, width, 3), 3.0, normalisation),
-        PairwiseKernel.of(bilateral_features(image, 80, 13), 10.0, normalisation),
+        PairwiseKernel(gaussian_features(height, width, 3), 3.0, normalisation),
+        PairwiseKernel(bilateral_features(image, 80, 13), 10.0, normalisation),
     ]
 
 
@@ -215,25 +227,23 @@ def test_options(parity: Any) -> None:
         **{f"norm_{mode}": option_kernels(image, mode) for mode in ("none", "before", "after", "symmetric")},
         # How a reference kernel would learn its parameters makes no difference to inference.
         **{f"kernel_{kind}": [gaussian, bilateral] for kind in ("const", "diag", "full")},
-        "compat_vector": [PairwiseKernel(bilateral.lattice, vectors["compat_vector"])],
-        "compat_matrix": [PairwiseKernel(bilateral.lattice, vectors["compat_matrix"])],
+        "compat_vector": [PairwiseKernel(bilateral.features, vectors["compat_vector"])],
+        "compat_matrix": [PairwiseKernel(bilateral.features, vectors["compat_matrix"])],
         "bilateral_only": [bilateral],
         "gaussian_only": [gaussian],
         "no_kernel": [],
         "step": [gaussian, bilateral],
         "nd_helpers": [
-            PairwiseKernel.of(grid_features(image.shape[:2], (3, 3)), 3.0),
-            PairwiseKernel.of(
-                np.hstack([grid_features(image.shape[:2], (80, 80)), image.reshape(-1, 3) / np.float32(13)]), 10.0
-            ),
+            PairwiseKernel(y_first(gaussian.features), 3.0),
+            PairwiseKernel(y_first(bilateral.features), 10.0),
         ],
     }
     for name, used in kernels.items():
-        agrees(DenseCRF(costs, used).inference(5).reshape(3, *image.shape[:2]), vectors[f"{name}_q5"], 1e-4)
+        agrees(MeanField(costs, used).marginals(5).reshape(3, *image.shape[:2]), vectors[f"{name}_q5"], 1e-4)
 
     anisotropic = CRFParameters((2, 5), 3, (40, 25), (13, 7, 20), 10, iterations=5)
     agrees(dense_crf(image, unary(vectors), anisotropic), vectors["anisotropic_q5"], 1e-4)
-    without_unary = DenseCRF(np.zeros_like(costs), [gaussian, bilateral]).inference(1)
+    without_unary = MeanField(np.zeros_like(costs), [gaussian, bilateral]).marginals(1)
     agrees(without_unary.reshape(3, *image.shape[:2]), vectors["no_unary_q1"], 1e-4)
     without_unary = dense_crf(image, np.zeros((3, *image.shape[:2])), CRFParameters(iterations=1))
     agrees(without_unary, vectors["no_unary_q1"], 1e-4)
@@ -241,12 +251,12 @@ def test_options(parity: Any) -> None:
 
 def test_divergence_falls_as_in_the_reference(parity: Any) -> None:
     vectors = parity("densecrf/options")
-    crf = DenseCRF(unary(vectors).reshape(3, -1), option_kernels(vectors["image"]))
-    marginals = crf.start()
-    divergences = [crf.divergence(marginals)]
+    field = MeanField(unary(vectors).reshape(3, -1), option_kernels(vectors["image"]))
+    marginals = field.start()
+    divergences = [field.divergence(marginals)]
     for _ in range(5):
-        marginals = crf.step(marginals)
-        divergences.append(crf.divergence(marginals))
+        marginals = field.step(marginals)
+        divergences.append(field.divergence(marginals))
     np.testing.assert_allclose(divergences, vectors["kl"], rtol=1e-5)
     assert (np.diff(divergences) < 0).all()
 
@@ -292,7 +302,7 @@ def test_lattice_and_exact_sums(parity: Any) -> None:
     vectors = parity("densecrf/brute_force")
     image, values = vectors["image"], vectors["values"]
     height, width = image.shape[:2]
-    parameters = {**PARAMETERS, "half_scale": PARAMETERS["affinitynet"].scaled(2)}
+    parameters = {**PARAMETERS, "half_scale": HALF_SCALE}
     for name in (key.removesuffix("_exact_q1") for key in vectors if key.endswith("_exact_q1")):
         p = parameters[name]
         features = {
@@ -303,13 +313,13 @@ def test_lattice_and_exact_sums(parity: Any) -> None:
         for kernel, points in features.items():
             exact[kernel] = exact_kernel(points)
             expected = vectors[f"{name}_{kernel}_lattice"]
-            agrees(PairwiseKernel.of(points, 1.0).filter(values), expected, 1e-6 * np.abs(expected).max())
+            agrees(PairwiseKernel(points).filter(values), expected, 1e-6 * np.abs(expected).max())
             agrees(values @ exact[kernel], vectors[f"{name}_{kernel}_exact"], 1e-6)
         costs = unary(vectors)
-        marginals = softmax64(-costs.reshape(3, -1))
+        marginals = softmax(-costs.reshape(3, -1))
         for iteration in range(1, 11):
             messages = p.gaussian_weight * exact["gaussian"] + p.bilateral_weight * exact["bilateral"]
-            marginals = softmax64(-costs.reshape(3, -1) + marginals @ messages)
+            marginals = softmax(-costs.reshape(3, -1) + marginals @ messages)
             if iteration not in TOLERANCES:
                 continue
             agrees(marginals.reshape(3, height, width), vectors[f"{name}_exact_q{iteration}"], 1e-4)
@@ -323,11 +333,6 @@ def exact_kernel(points: np.ndarray) -> np.ndarray:
     kernel = np.exp(-squared / 2)
     scale = 1 / np.sqrt(kernel.sum(1) + 1e-20)
     return scale[:, None] * kernel * scale
-
-
-def softmax64(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - scores.max(0))
-    return powers / powers.sum(0)
 
 
 @pytest.mark.usefixtures("both_forms")

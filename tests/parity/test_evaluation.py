@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from weakseg.ops.metrics import Confusion, ThresholdCurve, threshold_labels
+from definitions import threshold_labels
+from weakseg.ops.confusion import Confusion
+from weakseg.ops.threshold_curve import ThresholdCurve
 
 Vectors = Mapping[str, np.ndarray]
 
@@ -54,7 +56,7 @@ def test_threshold_by_definition(vectors: Vectors, which: str) -> None:
         confusion = Confusion(len(vectors["categories"]))
         for k, name in enumerate(vectors["names"]):
             labels, maps = vectors[f"cam_keys_{k}"] + 1, vectors[f"cam_{k}"]
-            prediction = threshold_labels(labels, maps, thresholds[i], confusion.num_classes, name)
+            prediction = threshold_labels(labels, maps, thresholds[i], confusion.num_classes)
             confusion.update(vectors[f"gt_{k}"], prediction, name)
         np.testing.assert_array_equal(counts(confusion), vectors[f"{which}_counts"].reshape(-1, 3, 21)[i])
         np.testing.assert_array_equal(100 * confusion.iou(), vectors[f"{which}_iou"].reshape(-1, 21)[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import read_state
 from weakseg.ops.activation import (
+    Size,
     Views,
-    full_size_maps,
     maps_per_scale,
     multi_scale_maps,
     normalise_image,
     normalise_maps,
     resize_image,
-    sum_resized,
+    resize_maps,
 )
 from weakseg.ops.schedule import poly_factor
 
@@ -32,6 +33,18 @@ CPU = torch.device("cpu")
 IRNET = CAM.Settings(
     backbone=BackboneSettings(name="resnet50", output_stride=16, dilated=False, weights=None, frozen_stages=3)
 )
+
+
+def sum_resized(maps: Iterable[Tensor], size: Size) -> Tensor:
+    return sum(resize_maps(of_scale, size, size) for of_scale in maps)
+
+
+def full_size_maps(maps: Iterable[Tensor], size: Size, stride: int = 16) -> Tensor:
+    """The sum over scales at the size of the image, as the original writes it beside the small maps: each is resized to
+    the next multiples of the network's stride, and the sum is cropped."""
+    height, width = size
+    padded = -(-height // stride) * stride, -(-width // stride) * stride
+    return sum_resized(maps, padded)[..., :height, :width]
 
 
 def reference_name(name: str) -> str:

@@ -33,7 +33,9 @@ from weakseg.ops.activation import (
     resize_through_view,
     stretch_maps,
 )
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pixelcorrelation import pixel_correlation
 
 RESNET38 = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))

@@ -45,7 +45,9 @@ from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
+from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import ImageField
 from weakseg.ops.pairs import Pairs, count_pairs, kinds_of_pairs, shifted
 from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius

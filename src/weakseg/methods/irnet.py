@@ -46,7 +46,9 @@ from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
+from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_unary import unary_from_labels
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import LABELS, ImageField
 from weakseg.ops.instances import Instances, centroids, clusters, connected_instances
 from weakseg.ops.pairs import count_pairs

@@ -5,7 +5,7 @@ The procedure is IRNet's (Ahn, Cho, Kwak, CVPR 2019, arXiv 1904.05044), which la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -161,11 +161,6 @@ def resize_through_view(maps: Tensor, view: Size, size: Size) -> Tensor:
     return F.interpolate(at_view, size, mode="bilinear", align_corners=False)
 
 
-def sum_resized(maps: Iterable[Tensor], size: Size) -> Tensor:
-    """The sum of maps (N, C, any, any), each resized bilinearly (align_corners=False) to `size`."""
-    return torch.stack([resize_maps(m, size, size) for m in maps]).sum(0)
-
-
 @torch.inference_mode()
 def multi_scale_maps(
     activation_maps: Network,
@@ -192,14 +187,6 @@ def multi_scale_maps(
         view = (images.shape[1], images.shape[2])
         total += resize(maps[image_index, class_index][:, None], view, size)
     return list(total[:, 0].split([len(group) for group in labels]))
-
-
-def full_size_maps(maps: Iterable[Tensor], size: Size, output_stride: int = 16) -> Tensor:
-    """The sum of maps (N, C, any, any) of all scales at the size (H, W) of the image, as IRNet has it: each is resized
-    to the next multiples of the network's stride, and the sum is cropped."""
-    height, width = size
-    padded = (-(-height // output_stride) * output_stride, -(-width // output_stride) * output_stride)
-    return sum_resized(maps, padded)[..., :height, :width]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def compiled(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., 
     `inner` functions are called from compiled ones only. Multiplication and addition do not fuse, unless `options`
     hold `fastmath={"contract"}`.
     """
+    # Stated even where it is off: else a function would fuse if the first to call it does.
+    options = {"fastmath": False, **options}
     options |= {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": inner, "no_cfunc_wrapper": True}
 
     def decorate(function: Callable[..., Any]) -> Any:

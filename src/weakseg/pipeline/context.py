@@ -17,6 +17,7 @@ from weakseg.data.images import image_size
 from weakseg.errors import WeaksegError
 from weakseg.progress import Progress
 from weakseg.runtime import RuntimeSettings
+from weakseg.threads import threaded
 
 if TYPE_CHECKING:
     from weakseg.pipeline.stage import Stage
@@ -68,7 +69,7 @@ def complete(
     samples: Sequence[Sample],
     path: Callable[[Sample], Path],
     make: Callable[[Sample], object],
-    through: Callable[..., Iterable[object]] = parallel.threaded,
+    through: Callable[..., Iterable[object]] = threaded,
 ) -> None:
     """Let the processes share the images and `make`, for each whose file `path` is not there yet, that file.
 
@@ -106,7 +107,7 @@ def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]
     """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
     so that the last bits of the results do not either."""
     by_size: dict[tuple[int, int], list[Sample]] = {}
-    for sample, size in zip(samples, parallel.threaded(lambda s: image_size(s.image), samples), strict=True):
+    for sample, size in zip(samples, threaded(lambda s: image_size(s.image), samples), strict=True):
         by_size.setdefault(size, []).append(sample)
     return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 

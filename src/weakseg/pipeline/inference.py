@@ -12,15 +12,17 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from weakseg import parallel
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.densecrf import dense_crf, known_parameters, unary_from_probabilities
+from weakseg.ops.crf_parameters import known_parameters
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
+from weakseg.threads import pipelined
 
 T = TypeVar("T")
 LabelArray = npt.NDArray[np.uint8]
@@ -112,7 +114,7 @@ def predict_batches(
         # The thread waits for the device here, not the one that keeps it busy.
         write(key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device))
 
-    return parallel.pipelined(prepare, compute, finish, batches)
+    return pipelined(prepare, compute, finish, batches)
 
 
 def _scores(

@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.loading import ReadFolder, read_fields
 from weakseg.data.transforms import Factor
@@ -31,6 +30,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Batch, Context, complete_batches
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
+from weakseg.threads import pipelined
 
 STYLES = {
     "irnet": (resize_maps, divide_by_maximum),
@@ -102,7 +102,7 @@ class Maps(Stage):
             context.weakly_labelled(),
             self.batch_size,
             partial(map_path, folder),
-            partial(parallel.pipelined, read, compute, write),
+            partial(pipelined, read, compute, write),
         )
 
 

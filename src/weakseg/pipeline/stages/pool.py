@@ -18,6 +18,7 @@ from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
+from weakseg.threads import threaded
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,9 +46,7 @@ class Pool(Stage):
         mine = parallel.share(context.train)
         found: dict[str, int] = {}
         with Progress("pool", len(mine)) as progress:
-            for sample, label in zip(
-                mine, parallel.threaded(lambda s: self._cut(s, source, folder), mine), strict=True
-            ):
+            for sample, label in zip(mine, threaded(lambda s: self._cut(s, source, folder), mine), strict=True):
                 if label is not None:
                     found[sample.name] = label
                 progress.advance()
