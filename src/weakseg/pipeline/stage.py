@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -27,6 +27,11 @@ from weakseg.methods.store import Model, load_model
 from weakseg.progress import Progress
 from weakseg.settings import Settings, validate
 from weakseg.training import RuntimeSettings, TrainSettings, train_network
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 MODEL_FOLDER = "model"
 LOG_NAME = "log.jsonl"
@@ -103,6 +108,24 @@ class Stage(Settings):
 
         Called after `run`, and again whenever the finished stage is met.
         """
+
+    # The part of a finished stage, called `name`, in the report of a run. An old run's settings may not be valid today,
+    # so these are asked of the class, which finds the settings among the run's files.
+
+    @classmethod
+    def report_scores(cls, run: RunFolder, name: str) -> Iterator[Markup]:
+        """Tables below the table of scores."""
+        yield from ()
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        """Pictures of what the stage made of an image, in the strip beside it."""
+        yield from ()
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        """Whole parts of the page: title → content. Parts of several stages with one title become one."""
+        return {}
 
 
 S = TypeVar("S", bound=Settings)

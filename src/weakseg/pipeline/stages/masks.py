@@ -4,22 +4,28 @@ have a background of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.files import read_json, write_json
 from weakseg.pipeline import stamps
 from weakseg.pipeline.inference import against_background, decide, known_crf
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Context, Reads, Stage, complete
 from weakseg.pipeline.stages.maps import read_maps
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 DEFAULT_THRESHOLD = 0.3
 
@@ -79,6 +85,13 @@ class Masks(Stage):
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
         return threshold
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        if shown.weakly_labelled:
+            title = run.titles("masks").get(name, name)
+            iou = run.image_iou(title, shown.part).get(shown.sample.name)
+            yield shown.label_map(read_label_map(mask_path(run.root / name, shown.sample)), title, iou)
 
 
 def mask_path(folder: Path, sample: Sample) -> Path:

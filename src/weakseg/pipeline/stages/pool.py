@@ -3,20 +3,32 @@ transparent outside of the object, and `index.json` (see `methods.cda.Pool`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
+from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
+from weakseg.labels import Classes
 from weakseg.methods import cda
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import Context, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
+
+if TYPE_CHECKING:
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
+
+CROPS_PER_CLASS = 24
+PASTED_IMAGES, PASTED_PER_ROW = 12, 4
+"""How much the report shows."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -74,6 +86,73 @@ class Pool(Stage):
                 )
             cda.Pool.write(folder, sample.name, cda.cut_out(image, mask))
         return label
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        return {"Pool": _part(run, name)}
+
+
+def _part(run: RunFolder, name: str) -> Iterator[Markup]:
+    """The crops, and images with objects pasted on, as the classifiers that read the pool were trained on them."""
+    from weakseg.report.markup import element, note
+
+    try:
+        classes, samples = run.open_data()
+    except WeaksegError as error:
+        yield note(f"The pool is left out, since the data cannot be read any more: {error}")
+        return
+    pool = cda.Pool.load(run.root / name, classes)
+    yield element("h3", f"Crops ({name})")
+    yield from _crops(pool, classes)
+    for learning, stage in run.of_kind("localise").items():
+        if (stage.get("paste") or {}).get("pool") == name and pool.labels:
+            yield element("h3", f"Pasted on images ({learning})")
+            yield from _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
+
+
+def _crops(pool: cda.Pool, classes: Classes) -> Iterator[Markup]:
+    from weakseg.report import pictures
+    from weakseg.report.figures import figure, strip
+    from weakseg.report.markup import note
+
+    if missing := [classes.name(k) for k, names in enumerate(pool.names, start=1) if not names]:
+        yield note(f"Without crops, and so never pasted: {', '.join(missing)}.")
+    figures = []
+    for label in pool.labels:
+        names = pool.names[label - 1]
+        crops = [pool.read(label, name) for name in pictures.spread(names, CROPS_PER_CLASS)]
+        sheet = pictures.contact_sheet([(crop.image, crop.inside) for crop in crops])
+        caption = f"{classes.name(label)}: {len(crops)} of {len(names)} crops"
+        figures.append(figure(sheet, caption, f"Crops of {caption}"))
+    yield strip(figures, columns=3)
+
+
+def _pasted(
+    pool: cda.Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
+) -> Iterator[Markup]:
+    """Some images of the first epoch of a stage with what was pasted on them."""
+    from weakseg.report import pictures
+    from weakseg.report.figures import figure, strip
+    from weakseg.report.markup import element, note
+
+    settings = cda.Settings.model_validate({key: value for key, value in stage["paste"].items() if key != "pool"})
+    if few := [classes.name(label) for label in pool.labels_below(settings.fewest_crops)]:
+        yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
+    yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
+    images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
+    pairs = cda.PastedPairs(images, pool.with_at_least(settings.fewest_crops), settings)
+    figures = []
+    for place in pictures.spread(range(len(images)), PASTED_IMAGES):
+        draw = Draw(0, place, place)
+        image, tags = images.read(draw)
+        pasted, union = pairs.pasted(image, tags, generator(seed, draw, cda.PASTING_STREAM))
+        added, old = (
+            ", ".join(classes.name(k + 1) for k in present.nonzero().flatten().tolist())
+            for present in (union - tags, tags)
+        )
+        caption = f"{added or 'nothing'} on {old or 'no class'}"
+        figures.append(figure(pictures.photo(pasted), caption, f"{caption}, {samples[place].name}"))
+    yield strip(figures, columns=PASTED_PER_ROW)
 
 
 STAGE = Pool

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -18,8 +19,13 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage, complete
-from weakseg.pipeline.stages.maps import map_path, read_maps
+from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
 from weakseg.settings import validate
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 
 class ByRefiner(Stage):
@@ -94,6 +100,10 @@ class Walk(ByRefiner):
         return walked
 
     result_path = staticmethod(map_path)
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        return map_figures(run, name, shown, "walked map")
 
 
 STAGE = Walk
