@@ -31,6 +31,7 @@ def main(run: Path) -> None:
     samples = [sample for sample in dataset.split("train") if sample.name in used]
     pool = Pool.load(run / "pool", Classes(data["classes"]))
     crops = [pool.read(k, name) for k in pool.labels for name in spread(pool.names[k - 1], SHEET_COLUMNS)]
+    sheet = contact_sheet([(crop.image, crop.inside) for crop in crops])
     images = TaggedImages(samples, len(data["classes"]), Augmentation(crop=96), 0)
     pairs, shown = PastedPairs(images, pool, Settings()), []
     for place in range(PAIRS):
@@ -39,7 +40,7 @@ def main(run: Path) -> None:
         shown.append([image, pasted])
     half = PAIRS // 2
     beside = grid([left + right for left, right in zip(shown[:half], shown[half:], strict=True)])
-    save_sheet([[contact_sheet(crops), beside]], "cda-pool.png", colours=96)
+    save_sheet([[sheet, beside]], "cda-pool.png", colours=96)
 
     rows = []
     for sample in samples:

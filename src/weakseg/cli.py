@@ -181,7 +181,7 @@ def compare(
     from weakseg.parallel import rank
     from weakseg.pipeline.compare import Cell, carry_out, plan
     from weakseg.report.comparison import summary_text, write_comparison
-    from weakseg.report.html import write_report
+    from weakseg.report.run import write_report
 
     cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)
 
@@ -315,8 +315,8 @@ def report(
     Examples:
       weakseg report runs/photos
     """
-    from weakseg.report.html import write_report
-    from weakseg.report.tables import scores_table
+    from weakseg.report.run import write_report
+    from weakseg.report.scores import scores_table
 
     path = write_report(run)
     print(scores_table(run))

@@ -18,7 +18,7 @@ from weakseg.ops.instances import Instances
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.refining import with_refinement, without_refinement
 from weakseg.pipeline.run import run
-from weakseg.report.html import write_report
+from weakseg.report.run import write_report
 
 LEARNING = """
     model: {backbone: {name: small, output_stride: 8, weights: null}}

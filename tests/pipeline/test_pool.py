@@ -17,7 +17,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.cda import Pool
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
-from weakseg.report.html import write_report
+from weakseg.report.run import write_report
 
 SHORT = (
     "runtime.device=cpu",

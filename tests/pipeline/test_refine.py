@@ -22,7 +22,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.predict import find_model
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
-from weakseg.report.html import write_report
+from weakseg.report.run import write_report
 
 METHOD = '''
 import numpy as np

@@ -22,7 +22,7 @@ from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import LOCK_NAME, run
-from weakseg.report.html import write_report
+from weakseg.report.run import write_report
 
 STAGES = ["cam", "maps", "masks", "segment", "scores"]
 Done = dict[str, str]

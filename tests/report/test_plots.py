@@ -161,6 +161,14 @@ def test_matplotlib_is_imported_late_and_pyplot_never() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_what_stages_import_for_their_reports_imports_no_pipeline() -> None:
+    code = (
+        "import sys; from weakseg.report import figures, markup, pictures, plots, tables;"
+        "assert not [name for name in sys.modules if name.startswith(('weakseg.pipeline', 'weakseg.methods'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_settings_of_matplotlib_are_left_alone() -> None:
     import matplotlib
 

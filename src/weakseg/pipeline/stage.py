@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy.typing as npt
 from pydantic.fields import FieldInfo
@@ -13,6 +13,11 @@ from pydantic.fields import FieldInfo
 from weakseg.data.dataset import Sample
 from weakseg.pipeline.context import Context
 from weakseg.settings import Settings
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 MODEL_FOLDER = "model"
 
@@ -114,6 +119,24 @@ class Stage(Settings):
     def makes_arrays(cls) -> bool:
         """Whether this kind of stage has `array_of`."""
         return cls.array_of is not Stage.array_of
+
+    # The part of a finished stage, called `name`, in the report of a run. An old run's settings may not be valid today,
+    # so these are asked of the class, which finds the settings among the run's files.
+
+    @classmethod
+    def report_scores(cls, run: RunFolder, name: str) -> Iterator[Markup]:
+        """Tables below the table of scores."""
+        yield from ()
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        """Pictures of what the stage made of an image, in the strip beside it."""
+        yield from ()
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        """Whole parts of the page: title → content. Parts of several stages with one title become one."""
+        return {}
 
 
 S = TypeVar("S", bound=Settings)

@@ -13,8 +13,10 @@ from weakseg.files import read_json, write_json, write_text
 from weakseg.ops.paired import CONFIDENCE, Spread, paired_difference, spread
 from weakseg.pipeline.compare import Cell
 from weakseg.pipeline.run import RECIPE_NAME
-from weakseg.report.html import REPORT_NAME, Share, duration, element, join, note, page, table
-from weakseg.report.tables import ABSENT, RunFolder, percent, read_lines, text_table
+from weakseg.report.folder import RunFolder, read_lines
+from weakseg.report.markup import Share, duration, element, join, note, page, table
+from weakseg.report.run import REPORT_NAME
+from weakseg.report.tables import ABSENT, percent, text_table
 from weakseg.training import LOG_NAME
 
 PARTS = ("activation maps", "unrefined masks", "refined maps", "final masks", "segmenter")

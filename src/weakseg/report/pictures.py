@@ -13,7 +13,6 @@ from PIL import Image
 
 from weakseg.data.images import overlay
 from weakseg.labels import BACKGROUND, VOID, Classes
-from weakseg.methods.cda import Cutout
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -48,14 +47,15 @@ def heat_map(image: Pixels, activation: npt.NDArray[np.float32]) -> Pixels:
     return np.round(0.35 * _grey(photo(image)) + 0.65 * heat).astype(np.uint8)
 
 
-def contact_sheet(cutouts: Sequence[Cutout]) -> Pixels:
-    """Objects in squares of one size, on white, from left to right and from top to bottom."""
+def contact_sheet(cutouts: Sequence[tuple[Pixels, npt.NDArray[np.bool_]]]) -> Pixels:
+    """Objects in squares of one size, on white, from left to right and from top to bottom; each is an image (h, w, 3)
+    and the mask (h, w) of what is shown of it."""
     columns = min(SHEET_COLUMNS, len(cutouts))
     cell = MAX_SIDE // SHEET_COLUMNS
     sheet = Image.new("RGB", (columns * cell, -(-len(cutouts) // columns) * cell), "white")
-    for number, cutout in enumerate(cutouts):
-        opacity = Image.fromarray(np.where(cutout.inside, np.uint8(255), np.uint8(0)))
-        picture = Image.fromarray(cutout.image)
+    for number, (image, inside) in enumerate(cutouts):
+        opacity = Image.fromarray(np.where(inside, np.uint8(255), np.uint8(0)))
+        picture = Image.fromarray(image)
         picture.putalpha(opacity)
         picture.thumbnail((cell - 4, cell - 4))
         row, column = divmod(number, columns)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,6 +23,11 @@ from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import Masks, mask_path
 from weakseg.pipeline.stages.predict import predict_samples
 from weakseg.pipeline.stages.segment import Segment
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 
 class Evaluate(Stage):
@@ -90,6 +95,14 @@ class Evaluate(Stage):
                 folder / "scores.json", {"classes": ["background", *context.dataset.classes.names], "rows": rows}
             )
             write_json(folder / "summary.json", [{k: row[k] for k in SUMMARY_KEYS if k in row} for row in rows])
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        if shown.part != "train":  # which nothing is predicted for, unless it is measured on, as "score"
+            for title, segmenter in run.stages[name]["segmenters"].items():
+                path = prediction_path(run.root / name / "predictions" / segmenter, shown.sample)
+                iou = run.image_iou(title, shown.part).get(shown.sample.name)
+                yield shown.label_map(read_label_map(path), title, iou)
 
 
 SUMMARY_KEYS = ("title", "split", "images", "threshold", "mean_iou", "mean_iou_present", "boundary_f", "context")

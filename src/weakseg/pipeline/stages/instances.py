@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
-from weakseg.files import write_json
+from weakseg.files import read_json, write_json
 from weakseg.methods.base import Refiner, Settings, find_method
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stages.walk import ByRefiner
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 SCORES_NAME = "average_precision.json"
 
@@ -57,6 +63,33 @@ class InstanceMasks(ByRefiner):
         if scores.images and parallel.rank() == 0:
             classes = ["background", *context.dataset.classes.names]
             write_json(folder / SCORES_NAME, {"classes": classes, **scores.to_dict()})
+
+    @classmethod
+    def report_scores(cls, run: RunFolder, name: str) -> Iterator[Markup]:
+        """The average precision of every class, if it was measured."""
+        from weakseg.report.markup import table
+        from weakseg.report.tables import percent
+
+        path = run.root / name / SCORES_NAME
+        if path.is_file():
+            scores = read_json(path)
+            values = zip(scores["classes"], scores["instances"], scores["average_precision"], strict=True)
+            rows = [[label, str(count), percent(value)] for label, count, value in values if count]
+            rows.append(["mean", str(sum(scores["instances"])), percent(scores["mean_average_precision"])])
+            caption = f"{name}: average precision of instances in percent, on {scores['images']} images"
+            yield table(["class", "true instances", f"AP at IoU {scores['min_iou']:g}"], rows, caption)
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        """The instances, each in a colour of its own, which says nothing about its class."""
+        from weakseg.report.figures import figure
+        from weakseg.report.pictures import painted
+
+        if shown.weakly_labelled:
+            numbers = Instances.load(instances_path(run.root / name, shown.sample)).numbered()
+            count = f"{numbers.max()} instance{'' if numbers.max() == 1 else 's'}"
+            description = f"{name} of {shown.sample.name}: {count}"
+            yield figure(painted(shown.image, numbers), f"{name}: {count}", description)
 
 
 def measure(context: Context, folder: Path) -> AveragePrecision:

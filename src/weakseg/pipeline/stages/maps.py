@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -31,6 +31,11 @@ from weakseg.pipeline.context import Batch, Context, complete_batches
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.threads import pipelined
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 STYLES = {
     "irnet": (resize_maps, divide_by_maximum),
@@ -105,6 +110,10 @@ class Maps(Stage):
             partial(pipelined, read, compute, write),
         )
 
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        return map_figures(run, name, shown, "activation map")
+
 
 def map_path(folder: Path, sample: Sample) -> Path:
     """Where the activation maps of an image lie in the folder of their stage."""
@@ -114,6 +123,16 @@ def map_path(folder: Path, sample: Sample) -> Path:
 def read_maps(folder: Path, sample: Sample) -> ActivationMaps:
     """The activation maps of an image that the stage of this folder made."""
     return ActivationMaps.load(map_path(folder, sample))
+
+
+def map_figures(run: RunFolder, name: str, shown: Shown, what: str) -> Iterator[Markup]:
+    """Heat maps for the report of a run; stages of one kind are told apart by the titles of their threshold curves."""
+    if not shown.weakly_labelled:
+        return
+    if len(run.of_kind(run.stages[name]["kind"])) > 1:
+        curves = {run.stages[masks]["maps"]: title for masks, title in run.titles("curves").items()}
+        what += f" ({curves.get(name, name)})"
+    yield from shown.heat_maps(read_maps(run.root / name, shown.sample), what)
 
 
 STAGE = Maps

@@ -4,10 +4,10 @@ palette PNG per image, `curve.json` (the threshold curve, where there are masks 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.settings import changed, validate
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 DEFAULT_THRESHOLD = 0.3
 RULES = ("auto", "threshold", "own background")
@@ -171,6 +176,13 @@ class Masks(Stage):
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
         return threshold
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        if shown.weakly_labelled:
+            title = run.titles("masks").get(name, name)
+            iou = run.image_iou(title, shown.part).get(shown.sample.name)
+            yield shown.label_map(read_label_map(mask_path(run.root / name, shown.sample)), title, iou)
 
 
 def mask_path(folder: Path, sample: Sample) -> Path:

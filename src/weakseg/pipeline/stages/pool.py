@@ -3,8 +3,9 @@ transparent outside of the object, and `index.json` (see `methods.cda.Pool`)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
 from weakseg.errors import WeaksegError
+from weakseg.labels import Classes
 from weakseg.methods import cda
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
@@ -19,6 +21,14 @@ from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
 from weakseg.threads import threaded
+
+if TYPE_CHECKING:
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
+
+CROPS_PER_CLASS = 24
+PASTED_IMAGES, PASTED_PER_ROW = 12, 4
+"""How much the report shows."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -74,6 +84,37 @@ class Pool(Stage):
                 )
             cda.Pool.write(folder, sample.name, cda.cut_out(image, mask))
         return label
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        return {"Pool": _part(run, name)}
+
+
+def _part(run: RunFolder, name: str) -> Iterator[Markup]:
+    """The crops of every class."""
+    from weakseg.report.markup import element
+
+    classes = Classes(run.data["classes"])
+    pool = cda.Pool.load(run.root / name, classes)
+    yield element("h3", f"Crops ({name})")
+    yield from _crops(pool, classes)
+
+
+def _crops(pool: cda.Pool, classes: Classes) -> Iterator[Markup]:
+    from weakseg.report import pictures
+    from weakseg.report.figures import figure, strip
+    from weakseg.report.markup import note
+
+    if missing := [classes.name(k) for k, names in enumerate(pool.names, start=1) if not names]:
+        yield note(f"Without crops, and so never pasted: {', '.join(missing)}.")
+    figures = []
+    for label in pool.labels:
+        names = pool.names[label - 1]
+        crops = [pool.read(label, name) for name in pictures.spread(names, CROPS_PER_CLASS)]
+        sheet = pictures.contact_sheet([(crop.image, crop.inside) for crop in crops])
+        caption = f"{classes.name(label)}: {len(crops)} of {len(names)} crops"
+        figures.append(figure(sheet, caption, f"Crops of {caption}"))
+    yield strip(figures, columns=3)
 
 
 STAGE = Pool

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,8 +21,13 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
-from weakseg.pipeline.stages.maps import map_path, read_maps
+from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
 from weakseg.settings import changed, validate
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 
 class ByRefiner(Stage):
@@ -108,6 +114,10 @@ class Walk(ByRefiner):
         return walked
 
     result_path = staticmethod(map_path)
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        return map_figures(run, name, shown, "walked map")
 
 
 STAGE = Walk

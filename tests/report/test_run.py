@@ -24,8 +24,9 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.stage import write_log
 from weakseg.report import pictures
-from weakseg.report.html import VOID_ELEMENTS, element, plot, write_report
+from weakseg.report.markup import VOID_ELEMENTS, element, plot
 from weakseg.report.plots import confusion_matrix
+from weakseg.report.run import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -183,7 +184,7 @@ def test_a_heat_map_tells_how_often_classes_are_seen_together(make_run: RunMaker
 def test_of_many_classes_only_the_most_frequent_companions_are_told(
     make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weakseg.report.html.MAX_MATRIX_CLASSES", 3)
+    monkeypatch.setattr("weakseg.report.run.MAX_MATRIX_CLASSES", 3)
     run = make_run(masks=False)
     write_json(run / "data.json", {**read_json(run / "data.json"), "images_with_both": TOGETHER})
     assert "cow 50 %, \"quoted\" 'fox' 25 %" in page_of(run).texts["td"]
