@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
 
 from weakseg.data.images import read_superpixels, write_superpixels
+from weakseg.models.vgg import VGG16
+from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 from weakseg.ops.superpixels import (
     gaussian_taps,
     graph_segments,
@@ -17,6 +23,7 @@ from weakseg.ops.superpixels import (
     segment_features,
     smoothed,
 )
+from weakseg.pipeline.superpixels import SuperpixelSettings, dense_features, segmented, superpixels
 
 Vectors = dict[str, np.ndarray]
 
@@ -98,3 +105,68 @@ def test_files(parity: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(renumbered(padded), vectors["loaded_canonical"])
     write_superpixels(tmp_path / "ours.png", ids)
     np.testing.assert_array_equal(read_superpixels(tmp_path / "ours.png"), ids)
+
+
+class RawPixels(nn.Module):
+    """Normalised images (N, 3, H, W) back to RGB in [0, 255]: the reference subtracts no mean here."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = (torch.from_numpy(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return (images * std + mean) * 255
+
+
+@pytest.fixture(scope="module")
+def vgg16(parity: Any) -> VGG16:
+    """Its stage 4 ends with conv5_3."""
+    vectors = parity("superpixels/pipeline")
+    network = VGG16()
+    network.caffe_input = RawPixels()
+    state = {}
+    for name, tensor in network.state_dict().items():
+        shape = tuple(tensor.shape)
+        name_there = name.replace(".", "_")
+        values = parity.fill.fill(name_there, shape, int(vectors["seed"]), float(vectors["gain"]))
+        state[name] = torch.from_numpy(values)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def test_the_whole(parity: Any, vgg16: VGG16) -> None:
+    vectors = parity("superpixels/pipeline")
+    sigma, k, min_size = vectors["params"].tolist()
+    settings = SuperpixelSettings(
+        sigma=sigma,
+        k=k,
+        min_size=int(min_size),
+        count=int(vectors["num"]),
+        stage=4,
+        canvas=int(vectors["infer_size"]),
+    )
+    for case, expected in prefixed(vectors, "p"):
+        image = expected["image"]
+        ids = segmented(image, settings, merging=True)
+        np.testing.assert_array_equal(ids, expected["ids"], case)
+        dense = dense_features(image, vgg16, settings, "cpu")
+        values = dense.values.astype(np.float64)
+        assert_close([values.mean(), values.std(), values.max()], expected["dense_stats"])
+        places = np.arange(16) * (values.size - 1) // 15
+        largest = expected["dense_stats"][2]
+        assert_close(values.ravel()[places], expected["dense_sample"], largest)
+        features = segment_features(dense.values, ids, dense.canvas)
+        assert_close(features[:, ::16], expected["feature_every16"])
+        merged = superpixels(image, vgg16, settings)
+        agreeing = 1.0 if expected["lead"] >= 1e-5 else 0.99
+        assert matched_pixels(merged, expected["merged"]) >= agreeing, case
+
+
+def assert_close(actual: Any, expected: np.ndarray, largest: float | None = None) -> None:
+    """Within 1e-4 of the largest value."""
+    tolerance = 1e-4 * (np.abs(expected).max() if largest is None else largest)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def matched_pixels(first: np.ndarray, second: np.ndarray) -> float:
+    """The share of pixels where two partitions agree if their ids are matched as well as possible."""
+    counts = np.zeros((first.max() + 1, second.max() + 1), np.int64)
+    np.add.at(counts, (first, second), 1)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / first.size)

@@ -107,9 +107,9 @@ def segment_features(dense: npt.NDArray[np.float32], ids: Ids, canvas: Size) -> 
 def _corner_aligned(pixels: int, canvas: int, cells: int) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]]:
     """The two cells, and their weights, of each of the first `pixels` positions of `canvas` along an axis."""
     positions = np.arange(pixels) * ((cells - 1) / max(canvas - 1, 1))
-    first = np.minimum(positions.astype(np.intp), cells - 1)
-    weight = positions - first
-    return [(first, 1 - weight), (np.minimum(first + 1, cells - 1), weight)]
+    weight, first = np.modf(positions)
+    cell = first.astype(np.intp)
+    return [(cell, 1 - weight), (np.minimum(cell + 1, cells - 1), weight)]
 
 
 # Merging --------------------------------------------------------------------------------------------------------------
@@ -138,11 +138,7 @@ def merge_segments(ids: Ids, features: npt.NDArray[np.float32], count: int) -> M
         raise ValueError(f"at least 1 segment is left, not {count}")
     if len(features) <= count:
         return Merging(ids, np.zeros((0, 2), np.int32))
-    if len(features) > MAX_SEGMENTS:
-        raise WeaksegError(
-            f"There are {len(features)} segments, and at most {MAX_SEGMENTS} can be merged. Scale the image down, or "
-            "make k and min_size larger."
-        )
+    require_mergeable(len(features))
     if not np.isfinite(features).all():
         raise WeaksegError(
             "The features of the segments are not all finite numbers. Are the weights those of a network?"
@@ -154,6 +150,15 @@ def merge_segments(ids: Ids, features: npt.NDArray[np.float32], count: int) -> M
     for i, j in pairs[::-1]:  # the parent of i, which may be merged later on, is known before that of j
         parents[j] = parents[i]
     return Merging(compressed(parents[ids]), pairs)
+
+
+def require_mergeable(segments: int) -> None:
+    """Raise `WeaksegError` for more than `MAX_SEGMENTS` segments."""
+    if segments > MAX_SEGMENTS:
+        raise WeaksegError(
+            f"There are {segments} segments, and at most {MAX_SEGMENTS} can be merged. Scale the image down, or make k "
+            "and min_size larger."
+        )
 
 
 @compiled()
