@@ -39,13 +39,13 @@ PADDING_COLOUR = 127
 
 
 class SuperpixelSettings(Settings):
-    """How superpixels are made. The defaults are ICD's, but for its stage (4 of VGG-16) and its canvas (513)."""
+    """How superpixels are made. The defaults are ICD's, but for its canvas (513); stage 4 of VGG-16 is its conv5_3."""
 
     sigma: float = Field(default=0.8, ge=0, le=100, description="smoothing before the segmentation, pixels")
     k: float = Field(default=75, gt=0, description="larger: larger segments")
     min_size: int = Field(default=75, ge=1, description="smaller segments join a neighbour, pixels")
     count: int = Field(default=64, ge=1, description="superpixels that are left after merging")
-    stage: int = Field(default=5, ge=1, le=5, description="stage of the backbone whose features are compared")
+    stage: int = Field(default=4, ge=1, le=5, description="stage of the backbone whose features are compared")
     canvas: int = Field(default=1, ge=1, description="least height and width of what the backbone sees, pixels")
 
 
