@@ -261,12 +261,11 @@ def predict(
     from weakseg.runtime import RuntimeSettings, start
     from weakseg.settings import validate
 
-    changes: dict[str, Any] = {"mirror": mirror, "threshold": threshold}
+    changes = _given(mirror=mirror, threshold=threshold)
     if scales is not None:
         changes["scales"] = scales.split(",")
     if crf is not None and crf != "none":
         changes["crf"] = crf
-    changes = {key: value for key, value in changes.items() if value is not None}
     if crf == "none":
         changes["crf"] = None
     runtime = validate(RuntimeSettings, {"device": device}, "")
@@ -283,6 +282,57 @@ def predict(
     print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
     if failures:
         raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + count} images failed:", *failures]))
+
+
+@app.command()
+def superpixels(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
+    out: OutFolder,
+    k: Annotated[float | None, typer.Option(help="Larger: larger segments. Default: 75.")] = None,
+    min_size: Annotated[
+        int | None, typer.Option(help="Smaller segments join a neighbour, in pixels. Default: 75.")
+    ] = None,
+    merge: Annotated[bool, typer.Option(help="Merge segments that a network finds alike.")] = True,
+    count: Annotated[int | None, typer.Option(help="Superpixels that are left after merging. Default: 64.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The network, see docs/backbones.md. Default: mobilenet_v2.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A file of its weights. Default: ImageNet's, downloaded once.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Cut images into superpixels: PNGs with an id for every pixel, blue + 256 green + 65536 red.
+
+    Images whose file is there already are skipped, so the same command continues. Images that cannot be read are told
+    at the end; the status then is 1.
+
+    \b
+    Examples:
+      weakseg superpixels photos/ --out cut
+      weakseg superpixels photos/ --out cut --count 32 --weights mobilenet_v2-b0353104.pth
+      weakseg superpixels photo.jpg --out cut --no-merge --k 200
+    """
+    from weakseg.models.registry import BackboneSettings
+    from weakseg.pipeline.superpixels import SuperpixelSettings, superpixel_files
+    from weakseg.settings import validate
+    from weakseg.training import RuntimeSettings, start
+
+    settings = validate(SuperpixelSettings, _given(k=k, min_size=min_size, count=count), "")
+    network = _given(name=backbone, weights=weights)
+    if not merge and (network or count is not None):
+        raise WeaksegError("--count, --backbone and --weights have no effect with --no-merge; leave them out.")
+    chosen = validate(BackboneSettings, {"name": "mobilenet_v2", "output_stride": 8, **network}, "backbone")
+    runtime = validate(RuntimeSettings, {"device": device}, "")
+    done, before, failures = superpixel_files(images, out, settings, chosen if merge else None, start(runtime).device)
+    print(f"{done} images: superpixels in {out}" + (f" ({before} were there already)" if before else ""))
+    if failures:
+        raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + done} images failed:", *failures]))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
