@@ -131,13 +131,16 @@ def test_affinitynet_degrees(parity: Any, case: str) -> None:
 @pytest.mark.parametrize("chebyshev", [False, True])
 def test_affinitynet_walk(parity: Any, case: str, chebyshev: bool) -> None:
     vectors = parity("affinitynet/random_walk")
-    height, width = (vectors["padded"] // 8).tolist()
+    height, width = size = tuple((vectors["padded"] // 8).tolist())
+    radius = reduced_radius(size)
+    margin = radius - 1
     matrix = torch.from_numpy(vectors["aff_beta"])  # affinities to the power of 8
-    inner = torch.arange(height * width).reshape(height, width)[:-4, 4:-4].flatten()
-    pairs = torch.stack([matrix[inner, inner + dy * width + dx] for dy, dx in pair_offsets(5)])
-    affinities = lopsided_affinities(pairs, (height, width))
-    agrees(dense(affinities, 5), vectors["aff_beta"], 0)
+    inner = torch.arange(height * width).reshape(size)[:-margin, margin:-margin].flatten()
+    pairs = torch.stack([matrix[inner, inner + dy * width + dx] for dy, dx in pair_offsets(radius)])
+    affinities = lopsided_affinities(pairs, size, radius)
+    agrees(dense(affinities, radius), vectors["aff_beta"], 0)
     _, beta, log2_steps = vectors[f"{case}_options"].tolist()
     maps = torch.from_numpy(vectors[f"{case}_cam_low"]).reshape(-1, height, width)
-    walked = random_walk(maps, affinities, beta=beta / 8, steps=2 ** int(log2_steps), chebyshev=chebyshev)
+    steps = 2 ** int(log2_steps)
+    walked = random_walk(maps, affinities, radius=radius, beta=beta / 8, steps=steps, chebyshev=chebyshev)
     agrees(walked.flatten(1), vectors[f"{case}_walked"], 1e-5)
