@@ -26,14 +26,14 @@ from weakseg.pipeline.inference import against_background
 Vectors = dict[str, np.ndarray]
 
 
-def classifier(parity: Any, vectors: Vectors, backbone: str, **settings: Any) -> CAM:
+def classifier(parity: Any, vectors: Vectors, backbone: str, num_classes: int, **settings: Any) -> CAM:
     network = CAM(
         CAM.Settings(
             backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
             form="affinitynet",
             **settings,
         ),
-        20,
+        num_classes,
     )
     shapes = {reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
@@ -59,7 +59,7 @@ def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> N
 
 def test_resnet38(parity: Any) -> None:
     vectors = parity("resnet38/classifier")
-    network = classifier(parity, vectors, "resnet38")
+    network = classifier(parity, vectors, "resnet38", vectors["logits"].shape[1])
     images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
     with torch.no_grad():
         assert_close(network.scores(images), vectors["logits"])
@@ -92,7 +92,7 @@ def test_resnet38(parity: Any) -> None:
 @torch.no_grad()
 def test_vgg16(parity: Any) -> None:
     vectors = parity("affinitynet/vgg16")
-    network = classifier(parity, vectors, "vgg16", map_power=0.5)
+    network = classifier(parity, vectors, "vgg16", vectors["logits"].shape[1], map_power=0.5)
     caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"][None])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
@@ -106,7 +106,7 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     background of 0.2, and the two dense CRFs that the affinities are learned from."""
     vectors = parity("affinitynet/infer_cls")
     settings = {"fill_seed": vectors["fill_seed"], "fill_gain": vectors[f"fill_gain_{backbone}"]}
-    network = classifier(parity, settings, backbone, map_power=power)
+    network = classifier(parity, settings, backbone, len(vectors["label"]), map_power=power)
     image, present = vectors["image"], np.flatnonzero(vectors["label"]) + 1
     shapes = vectors[f"{backbone}_scale_shapes"]
 

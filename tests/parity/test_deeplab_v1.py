@@ -17,8 +17,9 @@ Vectors = dict[str, np.ndarray]
 
 
 def seam_retrain(parity: Any, vectors: Vectors) -> DeepLabV1:
+    num_classes = vectors["logits"].shape[1] - 1
     backbone = BackboneSettings(name="resnet38", output_stride=8, weights=None)
-    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone), 20)
+    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone), num_classes)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
@@ -43,10 +44,11 @@ def moments(tensor: Tensor) -> list[float]:
 def test_names_groups_and_reading(parity: Any) -> None:
     vectors = parity("resnet38/state_dict")
     settings = DeepLabV1.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None))
-    with torch.device("meta"):
-        network = DeepLabV1(settings, 20)
     rows = zip(vectors["deeplabv1_keys"].tolist(), vectors["deeplabv1_shapes"].tolist(), strict=True)
     shapes = {name: tuple(side for side in shape if side) for name, shape in rows}
+    num_classes = shapes["cls_conv.weight"][0] - 1
+    with torch.device("meta"):
+        network = DeepLabV1(settings, num_classes)
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
     numbers = {id(p): number for number, group in enumerate(network.param_groups(1.0)) for p in group["params"]}
     parameters = vectors["deeplabv1_params"].tolist()
@@ -60,7 +62,7 @@ def test_names_groups_and_reading(parity: Any) -> None:
     assert set(other["head_keys"].tolist()) == {name for name in shapes if not name.startswith("backbone.")}
 
     reading = read_seam_retrain(network.state_dict())
-    assert (reading.settings, reading.num_classes, set(reading.state)) == (settings, 20, set(shapes))
+    assert (reading.settings, reading.num_classes, set(reading.state)) == (settings, num_classes, set(shapes))
 
 
 @torch.no_grad()
@@ -128,7 +130,8 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
 def test_largefov(parity: Any) -> None:
     vectors = parity("deeplab/largefov")
     backbone = BackboneSettings(name="vgg16_largefov", output_stride=8, weights=None)
-    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone, head="narrow"), 20).double().eval()
+    settings = DeepLabV1.Settings(backbone=backbone, head="narrow")
+    network = DeepLabV1(settings, vectors["logits"].shape[1] - 1).double().eval()
     names = {name: name.removeprefix("backbone.").replace("cls_conv", "fc8") for name in network.state_dict()}
     shapes = {names[name]: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))

@@ -30,6 +30,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -181,10 +182,14 @@ class IRNet(base.Refiner):
 
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
-        """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
+        """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1.
+
+        A cell is larger than that where a peak is narrow. It is cut to 1, since maps are stored in [0, 1].
+        """
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
-        return relative_to_largest(walk(maps, boundary, options))
+        walked = relative_to_largest(walk(maps, boundary, options))
+        return replace(walked, maps=np.minimum(walked.maps, 1))
 
     @torch.no_grad()
     def instances(
@@ -396,10 +401,10 @@ def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> Acti
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
-    """Maps divided by the largest value that any of them has at the size of the image; zeros stay zeros."""
+    """Maps divided by the largest value that any of them has at the size of the image; zeros stay zeros. Single cells
+    may exceed 1."""
     largest = maps.upsampled().max(initial=0)
-    relative = np.minimum(maps.maps / (largest or 1), 1)
-    return ActivationMaps(maps.labels, relative, maps.size, maps.stride)
+    return replace(maps, maps=maps.maps / (largest or 1))
 
 
 def separated(maps: ActivationMaps, background: float, min_share: float) -> Instances:
