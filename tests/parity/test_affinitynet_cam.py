@@ -62,13 +62,13 @@ def test_resnet38(parity: Any) -> None:
     network = classifier(parity, vectors, "resnet38", vectors["logits"].shape[1])
     images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
     with torch.no_grad():
-        assert_close(network.scores(images), vectors["logits"])
-        assert_close(network.activation_maps(images), vectors["cam"])
+        assert_close(network.scores({"image": images}), vectors["logits"])
+        assert_close(network.activation_maps({"image": images}), vectors["cam"])
     network.train()
     for module in network.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
-    assert_close(network.scores(images), vectors["train_logits"])
+    assert_close(network.scores({"image": images}), vectors["train_logits"])
     before = {reference_name(name): p.detach().clone() for name, p in network.named_parameters()}
     optimiser = torch.optim.SGD(network.param_groups(0.1), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.2, 1, 2]
@@ -96,8 +96,8 @@ def test_vgg16(parity: Any) -> None:
     caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"][None])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
-    assert_close(network.scores(images), vectors["logits"])
-    assert_close(network.activation_maps(images), vectors["cam"], 1e-3)
+    assert_close(network.scores({"image": images}), vectors["logits"])
+    assert_close(network.activation_maps({"image": images}), vectors["cam"], 1e-3)
 
 
 @pytest.mark.parametrize(("backbone", "power"), [("resnet38", 1.0), ("vgg16", 0.5)])

@@ -97,7 +97,7 @@ def test_every_stage_of_resnet101(parity, build):
     images = as_batch(vectors["image"])
     stages = network.backbone(images)
     stem = network.backbone.layer1.pool(stages[0])
-    scores = network.logits(images)
+    scores = network.logits({"image": images})
     names = ["layer1", "layer2", "layer3", "layer4", "layer5", "aspp"]
     for name, features in zip(names, [stem, *stages[1:], scores], strict=True):
         assert features.shape == tuple(vectors[f"{name}_shape"])
@@ -123,8 +123,8 @@ def test_images_of_any_size(parity, build):
     for k in cases:
         images = as_batch(vectors[f"image{k}"])
         assert_close(v1_head(v2.backbone(images)[-1]), vectors[f"v1_logits{k}"])
-        assert_close(v2.logits(images), vectors[f"v2_logits{k}"])
-        assert_close(small_rates.logits(images), vectors[f"v2s_logits{k}"])
+        assert_close(v2.logits({"image": images}), vectors[f"v2_logits{k}"])
+        assert_close(small_rates.logits({"image": images}), vectors[f"v2s_logits{k}"])
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def test_three_scales_and_their_maximum(parity, build):
         assert_close(pyramid.full, vectors[f"full{k}_size"])
         assert_close(pyramid.half, vectors[f"half{k}_size"])
         assert_close(pyramid.three_quarters, vectors[f"threequarter{k}_size"])
-        logits = network.logits(images)
+        logits = network.logits({"image": images})
         assert_close(logits, vectors[f"eval{k}_size"])
         large = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
         clear = vectors[f"margin{k}_size"] > 1e-3
@@ -286,5 +286,5 @@ def test_demo(parity, build, case):
     vectors = parity("deeplab/demo")
     network = build(vectors, VOC_CLASSES, multi_scale=True)
     images = as_batch(np.ascontiguousarray(vectors[f"resized_bgr{case}"][..., ::-1]))
-    large = nn.functional.interpolate(network.logits(images), images.shape[-2:], mode="bilinear", align_corners=False)
+    large = nn.functional.interpolate(network.logits({"image": images}), images.shape[-2:], mode="bilinear", align_corners=False)
     assert (large.argmax(1)[0].numpy() == vectors[f"labelmap{case}"]).mean() >= 0.995

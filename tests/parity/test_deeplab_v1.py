@@ -73,7 +73,7 @@ def test_taps_and_logits(parity: Any) -> None:
     for tap, features in zip(["conv4", "conv5", "conv6"], network.backbone(images)[2:], strict=True):
         assert features.shape == tuple(vectors[f"{tap}_shape"])
         assert_within([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"])
-    logits = network.logits(images)
+    logits = network.logits({"image": images})
     assert logits.shape == tuple(vectors["logits_shape"])
     assert_within(logits[:, :, ::3, ::3], vectors["logits"])
     assert_within([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"])
@@ -91,7 +91,7 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
     network = seam_retrain(parity, vectors)
     images, labels = as_batch(vectors["images"]), torch.from_numpy(vectors["target"])
     with torch.no_grad():
-        logits = network.logits(images[:1])
+        logits = network.logits({"image": images[:1]})
     assert_close(logits[:, :, ::2, ::2], vectors["logits"])
     assert_close([*moments(logits), logits.abs().max()], vectors["logits_stats"])
 

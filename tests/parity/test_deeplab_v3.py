@@ -37,7 +37,7 @@ def test_logits(parity: Any, monkeypatch: pytest.MonkeyPatch, version: str, deco
     shapes = {names[name]: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(np.asarray(state[reference])) for name, reference in names.items()})
-    logits = network.logits(torch.from_numpy(normalise_image(vectors["image"]))[None])
+    logits = network.logits({"image": torch.from_numpy(normalise_image(vectors["image"]))[None]})
     expected = vectors[f"{version}_os{output_stride}"]
     if not decoder:
         assert_close(logits, expected)

@@ -314,10 +314,10 @@ def test_lattice_and_exact_sums(parity: Any) -> None:
             agrees(values @ exact[kernel], vectors[f"{name}_{kernel}_exact"], 1e-6)
         costs = unary(vectors)
         start = -costs.reshape(len(costs), -1)
-        marginals = softmax64(start)
+        marginals = softmax(start)
         for iteration in range(1, max(TOLERANCES) + 1):
             messages = p.gaussian_weight * exact["gaussian"] + p.bilateral_weight * exact["bilateral"]
-            marginals = softmax64(start + marginals @ messages)
+            marginals = softmax(start + marginals @ messages)
             if iteration not in TOLERANCES:
                 continue
             agrees(marginals.reshape(costs.shape), vectors[f"{name}_exact_q{iteration}"], 1e-4)

@@ -83,8 +83,8 @@ def test_network(parity: Any, cam: Callable[[Vectors, int], CAM], case: str) -> 
     np.testing.assert_allclose(parity.stats(images, 8), vectors[f"input_{case}_stats"], rtol=0, atol=2e-5)
     with torch.inference_mode():
         taps = network.backbone(images)[1:]  # the reference has stem and layer1 in one stage
-        scores = network.scores(images)
-        maps = network.activation_maps(images)
+        scores = network.scores({"image": images})
+        maps = network.activation_maps({"image": images})
     np.testing.assert_array_equal([tap.shape for tap in taps], vectors[f"tap_shapes_{case}"])
     for tap, expected in zip(taps, vectors[f"tap_stats_{case}"], strict=True):
         np.testing.assert_allclose(parity.stats(tap, 8), expected, rtol=0, atol=2e-5)

@@ -179,7 +179,7 @@ def test_network(parity: Any, seam: Network) -> None:
         maps = resized(low, images.shape[2:])
         agrees(maps[..., ::3, ::3], vectors[name], 1e-4, relative=True)
         agrees(torch.from_numpy(parity.stats(maps)), vectors[f"{name}_stats"], 1e-4, relative=True)
-    agrees(network.activation_maps(images), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
+    agrees(network.activation_maps({"image": images}), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
 
 
 def test_one_step_of_training(parity: Any, seam: Network) -> None:
@@ -233,7 +233,7 @@ def test_inference(parity: Any, seam: Network, case: str) -> None:
     views, scales = [], (0.5, 1.0, 1.5, 2.0)
     for scale in scales:
         scaled = as_batch(resize_image(image, scale)[None])
-        maps = network.activation_maps(torch.cat([scaled, scaled.flip(3)]))[:, present]
+        maps = network.activation_maps({"image": torch.cat([scaled, scaled.flip(3)])})[:, present]
         full = resize_through_view(maps, tuple(scaled.shape[2:]), size)
         views += [full[0], full[1].flip(2)]
     for view, expected, expected_stats in zip(

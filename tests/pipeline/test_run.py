@@ -320,7 +320,7 @@ def test_weights_that_a_late_stage_lacks_are_missed_before_the_first_begins(tmp_
 
 
 def test_later_stages_may_start_from_a_localisers_backbone(tmp_path: Path) -> None:
-    hardly = "backbone_from: cam, train: {lr: 1.0e-30, weight_decay: 0.0}"
+    hardly = "init_from: cam, train: {lr: 1.0e-30, weight_decay: 0.0}"
     recipe, root = tmp_path / "later.yaml", tmp_path / "run"
     stages = f"{{again: {{like: cam, {hardly}}}, segment: {{{hardly}}}, scores: null}}"
     recipe.write_text(f"extends: toy-cam\nname: later\nabout: two starts\nstages: {stages}\n", encoding="utf-8")
@@ -335,7 +335,7 @@ def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "data")
     other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
     with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
-        carried_out(data, tmp_path / "run", "segment.backbone_from=cam", other)
+        carried_out(data, tmp_path / "run", "segment.init_from=cam", other)
     assert not (tmp_path / "run" / "cam").exists(), "told before the first stage begins"
 
 
