@@ -84,7 +84,7 @@ def run(
     announce: Callable[[str], None] = print,
 ) -> RunFolder:
     """Carry out a recipe (a shipped one by its name, a YAML file by its path) on a data set; finished stages are
-    skipped. Returns the run's folder, whose `scores()` are the rows of the table; `report.html` lies in it.
+    skipped. Returns the run's folder, whose `scores` are the rows of the table; `report.html` lies in it.
 
     `changes` are settings such as {"cam.train.epochs": 2}; the other arguments are the options of `weakseg run`.
     """
