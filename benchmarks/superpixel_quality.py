@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from weakseg.ops.metrics import Confusion
 
 from weakseg.data.images import LabelMap, read_image
 from weakseg.data.opening import open_dataset
 from weakseg.labels import VOID
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.ops.confusion import Confusion
 from weakseg.ops.superpixels import Ids, merge_segments, segment_features
 from weakseg.pipeline.superpixels import SuperpixelSettings, dense_features, segmented
 from weakseg.progress import Progress

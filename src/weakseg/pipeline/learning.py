@@ -26,7 +26,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.progress import Progress
-from weakseg.settings import Settings, changed, validate
+from weakseg.settings import changed, validate
 from weakseg.training import TrainingSet, train_network
 
 OF_SAMPLES = ("tags", "marks")
