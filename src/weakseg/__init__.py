@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from weakseg.errors import WeaksegError
+from weakseg.version import __version__
 
 if TYPE_CHECKING:
     from weakseg.library import LoadedModel, evaluate, load, refine, run
 
-__all__ = ["LoadedModel", "WeaksegError", "evaluate", "load", "refine", "run"]
-__version__ = "0.1.0"
+__all__ = ["LoadedModel", "WeaksegError", "__version__", "evaluate", "load", "refine", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from weakseg import __version__
 from weakseg.errors import Stopped, WeaksegError
+from weakseg.version import __version__
 
 app = typer.Typer(
     name="weakseg",

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from weakseg import __version__, files, parallel
+from weakseg import files, parallel
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
@@ -31,6 +31,7 @@ from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
+from weakseg.version import __version__
 
 FORMAT = 2
 """Of manifests: what the keys of stages are made of."""
