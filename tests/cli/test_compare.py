@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -91,6 +92,28 @@ def test_the_table_is_what_the_runs_measured(whole: tuple[Path, Path, str]) -> N
         "interval": pytest.approx([statistics.mean(gains) - half, statistics.mean(gains) + half], rel=1e-4),
     }
     assert found["unfinished"] == {}
+
+
+def test_tables_for_programs_are_what_the_runs_measured(whole: tuple[Path, Path, str]) -> None:
+    _, out, _ = whole
+    lines = {}
+    for name in ("compare", "compare-classes"):
+        with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            lines[name] = list(csv.DictReader(file))
+    rows, seeds = read(out)["rows"], ("1", "3")
+    assert {(line["seed"], float(line["mean_iou"])) for line in lines["compare"]} == {
+        (seed, row["by_seed"][seed]) for row in rows for seed in seeds
+    }
+    assert len(lines["compare"]) == 2 * len(rows)
+    assert len(lines["compare-classes"]) == 3 * len(lines["compare"])
+    scores = json.loads((out / "toy-cam" / "seed-3" / "scores" / "scores.json").read_text())
+    (truth,) = (row["iou"] for row in scores["rows"] if (row["title"], row["split"]) == ("DeepLab", "val"))
+    chosen = [
+        line["iou"]
+        for line in lines["compare-classes"]
+        if (line["recipe"], line["what"], line["split"], line["seed"]) == ("toy-cam", "segmenter", "val", "3")
+    ]
+    assert chosen == ["" if iou is None else str(iou) for iou in truth]
 
 
 def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
