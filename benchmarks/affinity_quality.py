@@ -27,8 +27,10 @@ from weakseg.labels import VOID
 from weakseg.methods.affinitynet import pair_affinities, pairs, with_background
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
-from weakseg.ops.metrics import Confusion
+from weakseg.ops.confusion import Confusion
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pairs import kinds_of_pairs, shifted
 from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius
 from weakseg.pipeline.stages.maps import read_maps

@@ -21,7 +21,10 @@ from PIL import Image
 from pydensecrf import densecrf as peer
 
 import measure
-from weakseg.ops.densecrf import PARAMETERS, CRFParameters, bilateral_features, dense_crf, unary_from_probabilities
+from weakseg.ops.crf_features import bilateral_features
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.permutohedral import Lattice
 
 TITLE = "Dense CRF against pydensecrf2"

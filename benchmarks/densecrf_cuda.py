@@ -19,7 +19,8 @@ import torch
 
 import measure
 from densecrf import LABELS, largest_difference, run_peer, unary
-from weakseg.ops.densecrf import PARAMETERS, dense_crf
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.densecrf import dense_crf
 
 TITLE, TARGET = "Dense CRF on CUDA against pydensecrf2 on one core", 100
 

@@ -32,7 +32,7 @@ def change(network: nn.Module, sample: Sample, scale: float) -> float:
     image = torch.from_numpy(normalise_image(read_image(sample.image)))[None]
     size = scaled_size(image.shape[2:], scale)
     large, small = (
-        min_max_normalised(resized(network.activation_maps(view)[:, present], size))  # type: ignore[operator]
+        min_max_normalised(resized(network.activation_maps({"image": view})[:, present], size))  # type: ignore[operator]
         for view in (image, resized(image, size))
     )
     return float((large - small).abs().mean())

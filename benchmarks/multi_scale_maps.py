@@ -56,7 +56,7 @@ def one_view_at_a_time(cam: CAM, data: list[Photograph], device: str) -> list[np
             view = torch.from_numpy(normalise_image(resize_image(image, scale)))[None].to(device)
             for mirrored in (False, True):
                 with torch.no_grad():
-                    maps = cam.activation_maps(view.flip(3) if mirrored else view)
+                    maps = cam.activation_maps({"image": view.flip(3) if mirrored else view})
                 large = F.interpolate(maps, image.shape[:2], mode="bilinear", align_corners=False)[0]
                 total += large.flip(2) if mirrored else large
         present = total[[label - 1 for label in labels]]
@@ -83,7 +83,7 @@ def floor(cam: CAM, data: list[Photograph], taken: float) -> str:
     image = torch.from_numpy(normalise_image(data[0][0]))[None]
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
-        cam.activation_maps(image)
+        cam.activation_maps({"image": image})
     with torch.inference_mode():
         alone = min(measure.seconds(partial(cam.activation_maps, image)) for _ in range(5))
     one = counter.get_total_flops()

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 import measure
-from weakseg.ops.metrics import THRESHOLDS, Confusion, ThresholdCurve, threshold_labels
+from weakseg.ops.confusion import Confusion
+from weakseg.ops.threshold_curve import THRESHOLDS, ThresholdCurve
 
 CLASSES, SIZE = 21, (375, 500)
 Image = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16], npt.NDArray[np.float32]]
@@ -34,10 +35,17 @@ def images(count: int) -> list[Image]:
         labels = np.sort(rng.choice(np.arange(1, CLASSES), 1 + i % 4, replace=False)).astype(np.int16)
         coarse = rng.random((len(labels), 15, 20), dtype=np.float32) ** 2
         maps = np.stack([zoom(one, 25, order=1) for one in coarse])
-        truth = threshold_labels(labels, maps, 0.3, CLASSES)
+        truth = threshold_labels(labels, maps, 0.3)
         truth[rng.random(SIZE) < 0.05] = 255
         made.append((truth, labels, maps))
     return made
+
+
+def threshold_labels(labels: np.ndarray, maps: np.ndarray, threshold: float) -> npt.NDArray[np.uint8]:
+    """The label map (H, W) of maps (K, H, W) of ascending labels (K,), by the definition: the largest score wins, the
+    background's being the threshold, which is not negative, so that absent classes, with 0, never win."""
+    scores = np.concatenate([np.full((1, *maps.shape[1:]), threshold, np.float32), maps])
+    return np.concatenate([[0], labels]).astype(np.uint8)[scores.argmax(axis=0)]
 
 
 def one_pass(data: list[Image]) -> list[Confusion]:
@@ -52,7 +60,7 @@ def passes_by_definition(data: list[Image]) -> list[Confusion]:
     for threshold in THRESHOLDS:
         confusion = Confusion(CLASSES)
         for truth, labels, maps in data:
-            confusion.update(truth, threshold_labels(labels, maps, threshold, CLASSES), "")
+            confusion.update(truth, threshold_labels(labels, maps, threshold), "")
         confusions.append(confusion)
     return confusions
 

@@ -51,7 +51,7 @@ def main(run: Path) -> None:
 def strongest(network: SEAM, image: np.ndarray, present: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """norm(C) and norm(R) of an image (H, W, 3), each the largest over the classes present, (H, W)."""
     views = torch.from_numpy(normalise_image(image))[None]
-    plain, refined = network.raw_maps(views)[0][:, 1:], network.activation_maps(views)
+    plain, refined = network.raw_maps(views)[0][:, 1:], network.activation_maps({"image": views})
     maps = torch.cat([min_max_normalised(of_all[:, [label - 1 for label in present]]) for of_all in (plain, refined)])
     large = F.interpolate(maps, image.shape[:2], mode="bilinear").amax(1).clamp(0, 1).numpy()
     return large[0], large[1]

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from weakseg import __version__
-from weakseg.errors import WeaksegError
+from weakseg.errors import Stopped, WeaksegError
+from weakseg.version import __version__
 
 app = typer.Typer(
     name="weakseg",
@@ -45,6 +45,10 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="Layout of the data set: voc, coco or folder. Default: recognised by what is there."),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="A file with ImageNet weights for every backbone that would download them, where all are one."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -58,6 +62,9 @@ def main() -> None:
         app()
     except WeaksegError as error:
         sys.exit(f"Error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -98,6 +105,13 @@ def run(
         list[Path],
         typer.Option("--reuse", metavar="RUN", help="Another run, whose equal stages are taken over; several times."),
     ] = [],  # noqa: B006
+    redo: Annotated[
+        list[str], typer.Option("--redo", metavar="STAGE", help="Do a finished stage again; several times for several.")
+    ] = [],  # noqa: B006
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Carry out only this stage and what it needs.")
+    ] = None,
+    weights: Weights = None,
     format: Format = None,
 ) -> None:
     """Carry out a recipe: labels in, masks, a model and a report out.
@@ -110,14 +124,21 @@ def run(
       weakseg run cam --data photos --out runs/photos
       weakseg run cam --data VOC2012 --out runs/voc --set data.train=train_aug --set cam.train.epochs=2
       weakseg run cam --data photos --out runs/nocrf --set masks.crf=null --reuse runs/photos
+      weakseg run cam --data photos --out runs/photos --until masks --weights mobilenet_v2.safetensors
       torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
     """
     from weakseg.data.opening import open_dataset
     from weakseg.parallel import rank
-    from weakseg.pipeline.recipe import load_recipe
+    from weakseg.pipeline import recipe as recipes
+
+    found = recipes.load_recipe(recipe, set_)
+    if until is not None:
+        found = recipes.until(found, until)
+    if weights is not None:
+        found = recipes.with_weights(found, str(weights))
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(load_recipe(recipe, set_), open_dataset(data, format), out, reuse=reuse)
+    run_recipe(found, open_dataset(data, format), out, reuse=reuse, redo=redo)
     if rank() == 0:
         report(out)
 
@@ -200,9 +221,11 @@ def recipes(
       weakseg recipes
       weakseg recipes cam > mine.yaml
     """
-    from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+    from weakseg.pipeline.recipe_files import shipped_recipes
 
     if name is not None:
+        from weakseg.pipeline.recipe import load_recipe
+
         print(load_recipe(name).as_yaml(), end="")
         return
     known = shipped_recipes()
@@ -236,15 +259,14 @@ def predict(
       weakseg predict runs/photos/segment/model photos/ --out predicted --probabilities --crf deeplab
     """
     from weakseg.pipeline.predict import find_model, predict_files
+    from weakseg.runtime import RuntimeSettings, start
     from weakseg.settings import validate
-    from weakseg.training import RuntimeSettings, start
 
-    changes: dict[str, Any] = {"mirror": mirror, "threshold": threshold}
+    changes = _given(mirror=mirror, threshold=threshold)
     if scales is not None:
         changes["scales"] = scales.split(",")
     if crf is not None and crf != "none":
         changes["crf"] = crf
-    changes = {key: value for key, value in changes.items() if value is not None}
     if crf == "none":
         changes["crf"] = None
     runtime = validate(RuntimeSettings, {"device": device}, "")
@@ -261,6 +283,57 @@ def predict(
     print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
     if failures:
         raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + count} images failed:", *failures]))
+
+
+@app.command()
+def superpixels(
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders of images.")],
+    out: OutFolder,
+    k: Annotated[float | None, typer.Option(help="Larger: larger segments. Default: 75.")] = None,
+    min_size: Annotated[
+        int | None, typer.Option(help="Smaller segments join a neighbour, in pixels. Default: 75.")
+    ] = None,
+    merge: Annotated[bool, typer.Option(help="Merge segments that a network finds alike.")] = True,
+    count: Annotated[int | None, typer.Option(help="Superpixels that are left after merging. Default: 64.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The network, see docs/backbones.md. Default: mobilenet_v2.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A file of its weights. Default: ImageNet's, downloaded once.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Cut images into superpixels: PNGs with an id for every pixel, blue + 256 green + 65536 red.
+
+    Images whose file is there already are skipped, so the same command continues. Images that cannot be read are told
+    at the end; the status then is 1.
+
+    \b
+    Examples:
+      weakseg superpixels photos/ --out cut
+      weakseg superpixels photos/ --out cut --count 32 --weights mobilenet_v2-b0353104.pth
+      weakseg superpixels photo.jpg --out cut --no-merge --k 200
+    """
+    from weakseg.models.registry import BackboneSettings
+    from weakseg.pipeline.superpixels import SuperpixelSettings, superpixel_files
+    from weakseg.runtime import RuntimeSettings, start
+    from weakseg.settings import validate
+
+    settings = validate(SuperpixelSettings, _given(k=k, min_size=min_size, count=count), "")
+    network = _given(name=backbone, weights=weights)
+    if not merge and (network or count is not None):
+        raise WeaksegError("--count, --backbone and --weights have no effect with --no-merge; leave them out.")
+    chosen = validate(BackboneSettings, {"name": "mobilenet_v2", "output_stride": 8, **network}, "backbone")
+    runtime = validate(RuntimeSettings, {"device": device}, "")
+    done, before, failures = superpixel_files(images, out, settings, chosen if merge else None, start(runtime).device)
+    print(f"{done} images: superpixels in {out}" + (f" ({before} were there already)" if before else ""))
+    if failures:
+        raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + done} images failed:", *failures]))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()

@@ -116,10 +116,10 @@ def tags_of(labels: Iterable[int]) -> frozenset[int]:
     return frozenset(int(v) for v in labels) - {BACKGROUND, VOID}
 
 
-def palette(entries: int = 256) -> list[int]:
-    """The PASCAL VOC colours as a flat list of R, G, B values: label bits spread over the three channels."""
+def palette() -> list[int]:
+    """The 256 PASCAL VOC colours as a flat list of R, G, B values: label bits spread over the three channels."""
     colours = []
-    for label in range(entries):
+    for label in range(256):
         rgb = [0, 0, 0]
         for bit in range(8):
             for channel in range(3):

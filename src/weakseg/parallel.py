@@ -1,4 +1,4 @@
-"""Sharing work: over the ranks of a `torchrun` job, and over threads inside one process.
+"""Sharing work over the processes of a `torchrun` job.
 
 All functions also work in a plain, single process: it is rank 0 of 1.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
@@ -21,11 +17,6 @@ import torch
 from torch import Tensor, distributed
 
 T = TypeVar("T")
-R = TypeVar("R")
-S = TypeVar("S")
-
-HELPERS = 4
-"""Threads that read for a network, and threads that write for it, at most."""
 
 
 def rank() -> int:
@@ -82,6 +73,13 @@ def sum_over_ranks(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return total.cpu().numpy()
 
 
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """The element-wise sum of every process's tensor, in place; all processes must call it with the same shape."""
+    if _running():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
 def gather(value: T) -> list[T]:
     """Every process's value, in the order of ranks; small values only (they travel by pickle inside the job)."""
     if not _running():
@@ -89,92 +87,3 @@ def gather(value: T) -> list[T]:
     values: list[T] = [value] * world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count` with the count of all processes, scaled so that averaging gradients gives the global mean.
-
-    A data-parallel average of per-process means is wrong where processes hold different numbers of valid pixels.
-    Nothing valid anywhere gives 0, not NaN. Inside of `dividing_by`, the count is that of all micro-batches, too.
-    """
-    known = _known_counts.get()
-    if known is not None:
-        everywhere, parts = next(known)
-        return total * (world_size() * parts) / everywhere.clamp(min=1)
-    everywhere = count.detach().clone()
-    if _running():
-        distributed.all_reduce(everywhere)
-    noted = _noted_counts.get()
-    if noted is not None:
-        noted.append(everywhere)
-    return total * world_size() / everywhere.clamp(min=1)
-
-
-_noted_counts: ContextVar[list[Tensor] | None] = ContextVar("noted_counts", default=None)
-_known_counts: ContextVar[Iterator[tuple[Tensor, int]] | None] = ContextVar("known_counts", default=None)
-
-
-@contextmanager
-def noting_counts() -> Iterator[list[Tensor]]:
-    """The counts, over all processes, that `mean_over_ranks` is called with inside, in the order of the calls."""
-    counts: list[Tensor] = []
-    token = _noted_counts.set(counts)
-    try:
-        yield counts
-    finally:
-        _noted_counts.reset(token)
-
-
-@contextmanager
-def dividing_by(counts: Sequence[Tensor], parts: int) -> Iterator[None]:
-    """Inside, `mean_over_ranks` divides by these counts, one for each of its calls, instead of those of its batch.
-
-    They are those of all `parts` micro-batches of an update, whose gradients are averaged like those of processes.
-    """
-    token = _known_counts.set(iter([(count, parts) for count in counts]))
-    try:
-        yield
-    finally:
-        _known_counts.reset(token)
-
-
-def cpu_threads() -> int:
-    """The CPU cores this process may use for itself: those granted, divided by the processes on this machine."""
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, granted // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def threaded(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> Iterator[R]:
-    """`map` over threads, in order, with a bounded number of results under way.
-
-    Worth it for functions that release the interpreter lock: decoding, compressing, compiled kernels. `items` are taken
-    in the calling thread. The first error ends the work; what has begun is finished.
-    """
-    threads = threads or cpu_threads()
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def pipelined(
-    read: Callable[[T], R],
-    compute: Callable[[R], Iterable[S]],
-    write: Callable[[S], None],
-    items: Iterable[T],
-) -> Iterator[None]:
-    """Compute in this thread while others read what comes next and write what came before; yields once for each
-    result that is written, in order.
-
-    `compute` makes any number of results of each item. A few items and results at most are in memory. An error
-    anywhere ends the work and is raised here; results that were computed before may be lost.
-    """
-    threads = min(HELPERS, cpu_threads())
-    return threaded(write, (result for item in threaded(read, items, threads) for result in compute(item)), threads)

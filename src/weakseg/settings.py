@@ -34,6 +34,11 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
         raise WeaksegError("\n".join(lines)) from None
 
 
+def changed(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Valid values as JSON, without those that are the defaults of today."""
+    return cls.model_validate(dict(values)).model_dump(mode="json", exclude_defaults=True)
+
+
 def _explain(cls: type[Settings], error: dict[str, Any], where: str) -> str:
     *parents, key = error["loc"] or ("",)
     name = ".".join(str(part) for part in (where, *parents, key) if part != "")

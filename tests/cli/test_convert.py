@@ -48,8 +48,8 @@ def test_a_model_folder(weakseg: Any, network: CAM, tmp_path: Path) -> None:
     assert (model.kind, model.method, model.classes.names) == ("LOCALISER", "cam", VOC_CLASSES)
     images = torch.randn(1, 3, 40, 48)
     with torch.no_grad():
-        assert torch.equal(model.network.scores(images), network.scores(images))
-        assert torch.equal(model.network.activation_maps(images), network.activation_maps(images))
+        assert torch.equal(model.network.scores({"image": images}), network.scores({"image": images}))
+        assert torch.equal(model.network.activation_maps({"image": images}), network.activation_maps({"image": images}))
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)).save(tmp_path / "photo.png")
     answer = weakseg("predict", tmp_path / "model", tmp_path / "photo.png", "--out", tmp_path / "predicted")

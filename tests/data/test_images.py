@@ -17,6 +17,7 @@ from PIL import Image
 from weakseg.data.findings import Report
 from weakseg.data.images import (
     IMAGE_SUFFIXES,
+    MAX_ID,
     IndexMask,
     conversions,
     find_files,
@@ -25,8 +26,10 @@ from weakseg.data.images import (
     overlay,
     read_image,
     read_label_map,
+    read_superpixels,
     write_image,
     write_label_map,
+    write_superpixels,
 )
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID, palette
@@ -308,6 +311,43 @@ def test_overlay_leaves_the_background_and_mixes_the_rest(alpha: float, seed: in
     np.testing.assert_array_equal(shown[labels == 0], image[labels == 0])
     expected = (1 - alpha) * image + alpha * colours[labels]
     assert np.abs(shown - expected)[labels != 0].max(initial=0) <= 0.51
+
+
+# Superpixels
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrays(np.int32, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, MAX_ID)))
+def test_written_superpixels_come_back(tmp_path: Path, ids: np.ndarray) -> None:
+    write_superpixels(tmp_path / "x.png", ids)
+    found = read_superpixels(tmp_path / "x.png")
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, ids)
+
+
+def test_the_low_byte_of_an_id_is_blue(tmp_path: Path) -> None:
+    write_superpixels(tmp_path / "x.png", np.array([[5 + 256 * 7 + 65536 * 9]], np.int32))
+    assert read_image(tmp_path / "x.png").tolist() == [[[9, 7, 5]]]
+
+
+@pytest.mark.parametrize("wrong", [-1, MAX_ID + 1])
+def test_ids_that_do_not_fit_are_not_written(tmp_path: Path, wrong: int) -> None:
+    with pytest.raises(ValueError, match=str(wrong)):
+        write_superpixels(tmp_path / "x.png", np.array([[0, wrong]], np.int32))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_other_png_files_are_no_superpixels(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(WeaksegError, match=r"x\.png is no map of superpixels"):
+        read_superpixels(tmp_path / "x.png")
+
+
+def test_colours_of_16_bits_are_no_superpixels(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(1, 1, 16, 2, b"\0" + bytes(6)))
+    with pytest.raises(WeaksegError, match=r"x\.png is no map of superpixels"):
+        read_superpixels(tmp_path / "x.png")
 
 
 # Finding files

@@ -23,7 +23,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def test_is_found_by_its_name() -> None:
-    assert find_method("LOCALISER", "cam") is CAM
+    assert find_method(Localiser, "cam") is CAM
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,7 +31,7 @@ def test_the_mean_of_the_unclipped_map_is_the_score(name: str) -> None:
     network = build(name).eval()
     with torch.no_grad():
         features = network.backbone(images())[-1]
-        scores, maps = network.scores(images()), network.activation_maps(images())
+        scores, maps = network.scores({"image": images()}), network.activation_maps({"image": images()})
     raw = torch.einsum("cd,ndhw->nchw", network.classifier.weight[:, :, 0, 0].detach(), features)
     torch.testing.assert_close(scores, raw.mean((2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(maps, raw.clamp(min=0), rtol=1e-4, atol=1e-5)
@@ -42,7 +42,7 @@ def test_loss_by_hand() -> None:
     network = build()
     tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     losses = network.losses({"image": images(), "tags": tags})
-    probability = network.scores(images()).double().sigmoid()
+    probability = network.scores({"image": images()}).double().sigmoid()
     expected = -(tags * probability.log() + (1 - tags) * (1 - probability).log()).mean()
     assert list(losses) == ["classification"]
     assert losses["classification"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -52,7 +52,7 @@ def test_the_loss_keeps_full_precision_under_bf16() -> None:
     network, tags = build("small").eval(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         loss = network.losses({"image": images(), "tags": tags})["classification"]
-        probability = network.scores(images()).double().sigmoid()
+        probability = network.scores({"image": images()}).double().sigmoid()
     expected = -(tags * probability.log() + (1 - tags) * (1 - probability).log()).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -94,8 +94,8 @@ def test_learns_to_tell_left_from_right_and_shows_where(name: str) -> None:
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        maps = network.eval().activation_maps(batch)
-        assert ((network.scores(batch) > 0) == (tags > 0)).all()
+        maps = network.eval().activation_maps({"image": batch})
+        assert ((network.scores({"image": batch}) > 0) == (tags > 0)).all()
     half = maps.shape[3] // 2
     for index, image_maps in enumerate(maps):
         own = image_maps[index % 2]
@@ -128,10 +128,10 @@ def test_the_form_of_affinitynet() -> None:
     limit = (6 / (128 + 40)) ** 0.5
     assert 0.97 * limit < network.classifier.weight.abs().max() <= limit
 
-    one, other = network.train().scores(images()), network.scores(images())
+    one, other = network.train().scores({"image": images()}), network.scores({"image": images()})
     assert not torch.equal(one, other)
-    torch.testing.assert_close(network.eval().scores(images()), plain.scores(images()))
-    torch.testing.assert_close(network.activation_maps(images()).square(), plain.activation_maps(images()))
+    torch.testing.assert_close(network.eval().scores({"image": images()}), plain.scores({"image": images()}))
+    torch.testing.assert_close(network.activation_maps({"image": images()}).square(), plain.activation_maps({"image": images()}))
 
     norm_shift, norm_scale = network.backbone.norm.bias, network.backbone.norm.weight
     rates = {

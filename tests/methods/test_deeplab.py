@@ -61,19 +61,19 @@ def test_aspp_is_the_sum_of_dilated_convolutions(height: int, width: int, rates:
 
 
 def test_is_found_by_its_name() -> None:
-    assert find_method("SEGMENTER", "deeplab") is DeepLab
+    assert find_method(Segmenter, "deeplab") is DeepLab
 
 
 @pytest.mark.parametrize("multi_scale", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (41, 33)])
 def test_one_score_for_each_class_and_the_background(size: tuple[int, int], multi_scale: bool) -> None:
-    logits = segmenter(multi_scale=multi_scale).logits(torch.randn(2, 3, *size))
+    logits = segmenter(multi_scale=multi_scale).logits({"image": torch.randn(2, 3, *size)})
     assert logits.shape == (2, 1 + CLASSES, -(-size[0] // 8), -(-size[1] // 8))
 
 
 def test_loss_is_the_mean_over_pixels_with_a_label() -> None:
     network, batch = segmenter(), random_batch()
-    log_probabilities = network.logits(batch["image"]).log_softmax(1)
+    log_probabilities = network.logits({"image": batch["image"]}).log_softmax(1)
     rows, columns = (2 * torch.arange(5) + 1) * 40 // 10, (2 * torch.arange(5) + 1) * 33 // 10
     terms = []
     for image in range(2):
@@ -88,7 +88,7 @@ def test_loss_is_the_mean_over_pixels_with_a_label() -> None:
 
 def test_loss_at_the_image() -> None:
     network, batch = segmenter(loss_at="image"), random_batch()
-    scores = F.interpolate(network.logits(batch["image"]), (40, 33), mode="bilinear", align_corners=False)
+    scores = F.interpolate(network.logits({"image": batch["image"]}), (40, 33), mode="bilinear", align_corners=False)
     known = batch["labels"] != VOID
     expected = F.cross_entropy(scores.permute(0, 2, 3, 1)[known], batch["labels"][known].long())
     torch.testing.assert_close(network.losses(batch)["segmentation"], expected)
@@ -98,7 +98,7 @@ def test_four_losses_with_multiple_scales() -> None:
     network, batch = segmenter(multi_scale=True), random_batch()
     assert len(network.losses(batch)) == 4
     pyramid = network.pyramid(batch["image"])
-    assert torch.equal(network.logits(batch["image"]), pyramid.maximum)
+    assert torch.equal(network.logits({"image": batch["image"]}), pyramid.maximum)
     assert (pyramid.maximum >= pyramid.full).all()
     assert (pyramid.maximum > pyramid.full).any()
     half = F.interpolate(batch["image"], (20, 16), mode="bilinear", align_corners=False)
@@ -133,7 +133,7 @@ def test_learns_an_image_by_heart() -> None:
         optimiser.step()
     assert loss.item() < 0.05
     known = batch["labels"][:, 4::8, 4::8] != VOID
-    predicted = network.logits(batch["image"]).argmax(1)
+    predicted = network.logits({"image": batch["image"]}).argmax(1)
     assert torch.equal(predicted[known], batch["labels"][:, 4::8, 4::8][known].long())
 
 
@@ -162,7 +162,7 @@ def test_training_mode_changes_nothing() -> None:
     images = torch.randn(1, 3, 33, 33)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with torch.no_grad():
-        assert torch.equal(network.train().logits(images), network.eval().logits(images))
+        assert torch.equal(network.train().logits({"image": images}), network.eval().logits({"image": images}))
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
 

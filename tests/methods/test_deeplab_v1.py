@@ -33,7 +33,7 @@ def batch(count: int = 2, height: int = 33, width: int = 41) -> dict[str, Tensor
 
 
 def test_is_found_by_its_name() -> None:
-    assert find_method("SEGMENTER", "deeplab_v1") is DeepLabV1
+    assert find_method(Segmenter, "deeplab_v1") is DeepLabV1
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def test_is_found_by_its_name() -> None:
 def test_logits_have_the_size_of_the_image_and_meet_the_scores_at_the_corners(head: str) -> None:
     network = segmenter(head=head).eval()
     images = batch()["image"]
-    scores, logits = network.scores(images), network.logits(images)
+    scores, logits = network.scores(images), network.logits({"image": images})
     assert logits.shape == (2, 1 + CLASSES, 33, 41)
     for row in (0, -1):
         for column in (0, -1):
@@ -55,7 +55,7 @@ def test_loss_by_hand(place: str) -> None:
     given["labels"][:, :9] = VOID
     (loss,) = network.losses(given).values()
     if place == "image":
-        scores, labels = network.logits(given["image"]), given["labels"]
+        scores, labels = network.logits({"image": given["image"]}), given["labels"]
     else:
         scores, labels = network.scores(given["image"]), given["labels"][:, 4::8, 4::8]
     logs = scores.double().log_softmax(1)

@@ -19,14 +19,14 @@ def segmenter(name: str, decoder: bool = True) -> DeepLabV3:
 
 
 def test_is_found_by_its_name() -> None:
-    assert find_method("SEGMENTER", "deeplab_v3") is DeepLabV3
+    assert find_method(Segmenter, "deeplab_v3") is DeepLabV3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("decoder", "size"), [(True, (33, 41)), (False, (5, 6))])
 @pytest.mark.parametrize("name", ["small", "mobilenet_v2"])
 def test_size_of_the_scores(name: str, decoder: bool, size: tuple[int, int]) -> None:
-    assert segmenter(name, decoder).logits(torch.randn(2, 3, 33, 41)).shape == (2, 1 + CLASSES, *size)
+    assert segmenter(name, decoder).logits({"image": torch.randn(2, 3, 33, 41)}).shape == (2, 1 + CLASSES, *size)
 
 
 def test_every_parameter_that_learns_is_in_one_group() -> None:

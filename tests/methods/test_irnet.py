@@ -14,8 +14,9 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.irnet import IRNet, pair_losses, warn_of_larger_images
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, resize_image
+from weakseg.ops.instances import centroids, clusters
 from weakseg.ops.pairsums import EPSILON
-from weakseg.ops.randomwalk import pair_offsets, path
+from weakseg.ops.randomwalk import boundary_walk, pair_offsets, path
 
 CPU = torch.device("cpu")
 
@@ -236,6 +237,28 @@ def test_enlarged_images_may_exceed_the_canvas(caplog: pytest.LogCaptureFixture)
     boundary, field = small(canvas=48).eval().relations(image, CPU, enlargement=2)
     assert (boundary.shape, field.shape) == ((20, 24), (2, 20, 24))
     assert not caplog.records
+
+
+def test_instances_score_their_largest_value_at_the_size_of_the_image() -> None:
+    network, image, size = small().eval(), np.full((40, 48, 3), 90, np.uint8), (40, 48)
+    maps = maps_of([1, 2], size, 0.0)
+    maps.maps[0, 2:8, 1:4], maps.maps[1, 5, 9] = 0.4, 1.0  # something broad, and a peak of one cell
+    options = IRNet.InstanceOptions(log2_steps=1)
+    found = network.instances(image, maps, options, CPU)
+
+    boundary, field = network.relations(image, CPU)
+    masks = clusters(field.numpy(), centroids(field.numpy()))
+    apart = np.concatenate([one * masks for one in maps.maps])
+    walked = boundary_walk(torch.from_numpy(apart).float(), boundary, radius=5, beta=10, steps=2)
+    large = torch.nn.functional.interpolate(walked[None], size, mode="bilinear", align_corners=False)[0].numpy()
+    assert large.max() < 0.9 * float(walked.max()), "the peak is narrow"
+    largest_inside = [large[:, mask].max() for mask in found.masks]
+    np.testing.assert_allclose(found.scores, largest_inside / large.max(), rtol=1e-5)
+    assert set(found.labels.tolist()) == {1, 2}
+    assert found.scores.max() == pytest.approx(1, abs=1e-6)
+
+    refined = network.refine(image, maps, IRNet.Options(log2_steps=1), CPU)
+    assert refined.maps.max() == 1, "maps are stored in [0, 1]"
 
 
 def test_instances_of_an_enlarged_image_have_the_size_of_the_image() -> None:

@@ -45,7 +45,7 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 
 
 def test_is_found_by_its_name() -> None:
-    assert find_method("LOCALISER", "seam") is SEAM
+    assert find_method(Localiser, "seam") is SEAM
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_backbone_can_be_tapped(name: str) -> None:
     network = build(name).eval()
     images = random(1, 3, 40, 50)
     with torch.no_grad():
-        maps, scores = network.activation_maps(images), network.scores(images)
+        maps, scores = network.activation_maps({"image": images}), network.scores({"image": images})
     assert maps.shape == (1, 3, *network.backbone(images)[-1].shape[2:])
     assert scores.shape == (1, 3)
     assert ((maps >= 0) & (maps <= 1)).all()
@@ -65,7 +65,7 @@ def test_every_backbone_can_be_tapped(name: str) -> None:
 def test_taps_of_other_sizes_are_brought_to_that_of_the_maps(stride: int) -> None:
     backbone = BackboneSettings(name="mobilenet_v2", output_stride=stride, weights=None)
     network = SEAM(SEAM.Settings(backbone=backbone, low_stage=2, high_stage=5), 3).eval()
-    assert network.activation_maps(random(1, 3, 64, 96)).shape == (1, 3, 64 // stride, 96 // stride)
+    assert network.activation_maps({"image": random(1, 3, 64, 96)}).shape == (1, 3, 64 // stride, 96 // stride)
 
 
 def gradients(network: SEAM, term: str) -> set[str]:

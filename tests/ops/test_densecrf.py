@@ -16,21 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from mean_field import softmax, step_by_step
 from weakseg.errors import WeaksegError
-from weakseg.ops import densecrf, densecrf_torch
-from weakseg.ops.densecrf import (
-    PARAMETERS,
-    CRFParameters,
-    DenseCRF,
-    PairwiseKernel,
-    bilateral_features,
-    dense_crf,
-    gaussian_features,
-    grid_features,
-    softmax,
-    unary_from_labels,
-    unary_from_probabilities,
-)
+from weakseg.ops import densecrf, densecrf_compiled, densecrf_torch
+from weakseg.ops.crf_features import bilateral_features, gaussian_features
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_problem import Problem
+from weakseg.ops.crf_unary import unary_from_labels, unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 
 SHORT = CRFParameters(3, 3, 20, 30, 5, iterations=3)
 
@@ -44,16 +37,6 @@ def picture(height: int = 9, width: int = 11, channels: int = 3, seed: int = 0) 
 
 def random_unary(labels: int, height: int = 9, width: int = 11, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((labels, height, width)).astype(np.float32) * 3
-
-
-def step_by_step(image: np.ndarray, unary: np.ndarray, p: CRFParameters) -> np.ndarray:
-    """The same problem with nothing left out, one filtering after the other."""
-    height, width = image.shape[:2]
-    kernels = [
-        PairwiseKernel.of(gaussian_features(height, width, p.gaussian_sxy), p.gaussian_weight),
-        PairwiseKernel.of(bilateral_features(image, p.bilateral_sxy, p.bilateral_srgb), p.bilateral_weight),
-    ]
-    return DenseCRF(unary.reshape(len(unary), -1), kernels).inference(p.iterations).reshape(unary.shape)
 
 
 @settings(max_examples=40)
@@ -104,7 +87,7 @@ def test_threads_and_cached_lattices_change_nothing(monkeypatch: pytest.MonkeyPa
     alone = [dense_crf(image, unary, SHORT) for image, unary in zip(images, unaries, strict=True)]
     with ThreadPoolExecutor(2) as pool:
         threaded = list(pool.map(lambda pair: dense_crf(*pair, SHORT), zip(images, unaries, strict=True)))
-    monkeypatch.setattr(densecrf, "MAX_CACHED_PIXELS", 0)
+    monkeypatch.setattr(densecrf_compiled, "MAX_CACHED_PIXELS", 0)
     for image, unary, expected, result in zip(images, unaries, alone, threaded, strict=True):
         np.testing.assert_array_equal(result, expected)
         np.testing.assert_array_equal(dense_crf(image, unary, SHORT), expected)
@@ -179,7 +162,7 @@ def test_batches_are_as_large_as_memory_allows(most: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(densecrf_torch, "MAX_VALUES", most)
     images = [picture(6 + i, 8, seed=i) for i in range(7)]
     unaries = [[random_unary(2 + i, *image.shape[:2])] for i, image in enumerate(images)]
-    batches = list(densecrf_torch._batches(images, [[densecrf.Problem.of(u.reshape(len(u), -1))] for [u] in unaries]))
+    batches = list(densecrf_torch._batches(images, [[Problem.of(u.reshape(len(u), -1))] for [u] in unaries]))
     assert [i for batch in batches for i in range(7)[batch]] == list(range(7))
     assert len(batches) == 7 if most == 1 else 1 < len(batches) < 7
     equal_in_both_forms(images, unaries, SHORT)
@@ -248,7 +231,7 @@ FIRST_CALLS = """
 import multiprocessing
 import sys
 import numpy as np
-from weakseg.ops import lattice_filter
+from weakseg.ops import densecrf_compiled
 from weakseg.ops.densecrf import dense_crf
 
 def marginals(barrier):
@@ -272,7 +255,7 @@ if __name__ == "__main__":
         assert process.exitcode == 0
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, marginals(context.Barrier(1)))
-    assert not lattice_filter._iterate.stats.cache_misses
+    assert not densecrf_compiled._iterate.stats.cache_misses
 """
 
 
@@ -306,24 +289,6 @@ def test_constants_of_a_pixel_do_not_matter() -> None:
     np.testing.assert_allclose(dense_crf(image, shifted, SHORT), dense_crf(image, unary, SHORT), atol=1e-4)
     uniform = dense_crf(image, np.full((7, 9, 11), 2.5), SHORT)
     np.testing.assert_allclose(uniform, 1 / 7, atol=1e-6)
-
-
-def test_normalisation_after_filtering_keeps_constants() -> None:
-    for features in (gaussian_features(9, 11, 3), bilateral_features(picture(), 80, 13)):
-        kernel = PairwiseKernel.of(features, 1.0, "after")
-        np.testing.assert_allclose(kernel.filter(np.ones((2, 99), np.float32)), 1, atol=1e-5)
-
-
-def test_potts_weight_as_vector_and_matrix() -> None:
-    kernel = PairwiseKernel.of(gaussian_features(9, 11, 3), 4.0)
-    marginals = softmax(-random_unary(3).reshape(3, -1))
-    for same in (np.full(3, -4.0), -4.0 * np.eye(3)):
-        other = PairwiseKernel(kernel.lattice, same)
-        np.testing.assert_allclose(other.cost(marginals), kernel.cost(marginals), atol=1e-5)
-    with pytest.raises(WeaksegError, match=r"compatibility of 3 labels cannot have the shape \(2,\)"):
-        PairwiseKernel(kernel.lattice, np.zeros(2)).cost(marginals)
-    with pytest.raises(WeaksegError, match='Unknown normalisation "both": none, before, after, symmetric'):
-        PairwiseKernel.of(gaussian_features(9, 11, 3), 4.0, "both")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("iterations", [0, -3])
@@ -371,7 +336,6 @@ def test_anisotropic_scales_are_x_first() -> None:
     image = picture(2, 3)
     colours = bilateral_features(image, 1, (1, 2, 4))
     np.testing.assert_allclose(colours[:, 2:], image.reshape(-1, 3) / np.array([1, 2, 4]))
-    np.testing.assert_allclose(grid_features((2, 3), (5, 2)), wide[:, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -426,26 +390,11 @@ def test_scales_have_as_many_numbers_as_the_image() -> None:
         dense_crf(picture(), random_unary(2), CRFParameters(gaussian_sxy=1e-7))
 
 
-def test_scaled_parameters_leave_colours_alone() -> None:
-    p = CRFParameters((2, 4), 3, 80, (1, 2, 3), 10).scaled(2)
-    assert p == CRFParameters((1, 2), 3, 40, (1, 2, 3), 10)
-    with pytest.raises(WeaksegError, match="scale factor is 0"):
-        p.scaled(0)
-
-
 def test_unary_of_probabilities() -> None:
     p = np.array([[0.25, 0, -1, 2], [0.75, 1, 0.5, 0.5]])
     np.testing.assert_allclose(np.exp(-unary_from_probabilities(p)), [[0.25, 1e-5, 1e-5, 1], [0.75, 1, 0.5, 0.5]], 1e-6)
-    mixed = unary_from_probabilities(p[:, :2], scale=0.5)
-    np.testing.assert_allclose(np.exp(-mixed), [[0.375, 0.25], [0.625, 0.75]], rtol=1e-6)
-    assert unary_from_probabilities(p[:, :2], clip=None)[0, 1] == np.inf
     with pytest.raises(WeaksegError, match=r"NaN, first at index \(0, 1\)"):
         unary_from_probabilities(np.array([[1, np.nan]]))
-    with pytest.raises(WeaksegError, match=r"index \(0, 2\) is negative"):
-        unary_from_probabilities(p, clip=None)
-    for options in ({"scale": 0.0}, {"scale": 1.5}, {"clip": -1.0}):
-        with pytest.raises(WeaksegError, match="above 0 and at most 1"):
-            unary_from_probabilities(p, **options)
 
 
 def test_unary_of_labels() -> None:
@@ -453,8 +402,6 @@ def test_unary_of_labels() -> None:
     p = np.exp(-unary_from_labels(labels, 3, 0.7))
     np.testing.assert_allclose(p[:, 0, 1], [0.15, 0.7, 0.15], rtol=1e-6)
     np.testing.assert_allclose(p[:, 0, 3], 1 / 3, rtol=1e-6)
-    unsure = np.exp(-unary_from_labels(labels, 2, 0.7, zero_unsure=True))
-    np.testing.assert_allclose(unsure[:, 0], [[0.5, 0.7, 0.3, 0.5], [0.5, 0.3, 0.7, 0.5]], rtol=1e-6)
 
 
 def test_a_single_label_is_certain() -> None:
@@ -466,7 +413,6 @@ def test_a_single_label_is_certain() -> None:
     ("labels", "n", "options", "message"),
     [
         (np.array([[0, 3]], np.uint8), 3, {}, r"Label 3 at index \(0, 1\) is none of the 3 labels: 0 to 2 or 255"),
-        (np.array([[0, 4]], np.uint8), 3, {"zero_unsure": True}, r"Label 4 .* 1 to 3, 0 \(unsure\) or 255"),
         (np.array([[-1]]), 3, {}, "Label -1"),
         (np.array([[0]]), 0, {}, "at least one label, not 0"),
         (np.array([[0]]), 2, {"certainty": 1.0}, "certainty of hard labels is 1.0"),

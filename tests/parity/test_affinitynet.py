@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from weakseg.data.transforms import Augmentation, Crop, View
+from draws import Draws
+from weakseg.data.transforms import Augmentation, View, random_crop
 from weakseg.methods.affinitynet import (
     AffinityNet,
     affinity_losses,
@@ -25,12 +27,17 @@ from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import check_names_and_shapes
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pairs import Pairs
-from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets
+from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets, reduced_radius
 
 Vectors = dict[str, np.ndarray]
+Network = Callable[[Vectors], AffinityNet]
 CPU = torch.device("cpu")
+NUM_CLASSES = 20  # of which the network knows nothing
+RADIUS = 5  # of pairs, where a map has room for them
 
 
 def reference_name(name: str) -> str:
@@ -42,21 +49,23 @@ def reference_name(name: str) -> str:
     return name.removeprefix("backbone.").replace("combination", "f9")
 
 
-def network(parity: Any, vectors: Vectors, backbone: str) -> AffinityNet:
+def network(parity: Any, backbone: str, seed: int, gain: float) -> AffinityNet:
     settings = AffinityNet.Settings(
         backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
         group_norm=backbone == "vgg16_affinity",
     )
-    net = AffinityNet(settings, 20)
+    net = AffinityNet(settings, NUM_CLASSES)
     shapes = {reference_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
+    state = parity.fill.fill_state_dict(shapes, seed, gain)
     net.load_state_dict({name: torch.from_numpy(np.asarray(state[reference_name(name)])) for name in net.state_dict()})
     return net.eval()
 
 
 @pytest.fixture(scope="module")
-def resnet38(parity: Any) -> AffinityNet:
-    return network(parity, parity("affinitynet/network"), "resnet38")
+def resnet38(parity: Any) -> Network:
+    """`resnet38(vectors)` is the network of some vectors, which takes seconds to make."""
+    filled = lru_cache(1)(partial(network, parity, "resnet38"))
+    return lambda vectors: filled(int(vectors["fill_seed"]), float(vectors["fill_gain"]))
 
 
 def as_batch(*images: np.ndarray) -> torch.Tensor:
@@ -89,30 +98,31 @@ def dense(affinities: torch.Tensor, radius: int) -> np.ndarray:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("image", "runs"), [("net", [("net_psa", 5)]), ("low", [("low_psa", 5), ("low_seam", 3)])], ids=["usual", "small"]
-)
-def test_resnet38(parity: Any, resnet38: AffinityNet, image: str, runs: list[tuple[str, int]]) -> None:
+@pytest.mark.cases("affinitynet/network", "image_*")
+def test_resnet38(parity: Any, resnet38: Network, case: str) -> None:
     vectors = parity("affinitynet/network")
-    images = as_batch(vectors[f"image_{image}"])
-    tapped = resnet38.stage_features(images)
-    assert tapped.shape == tuple(vectors[f"features_shape_{image}"])
-    agrees_relatively(tapped[:, ::7], vectors[f"features_{image}"], 1e-4)
-    features = resnet38.features(images)
-    for run, radius in runs:
+    net, images = resnet38(vectors), as_batch(vectors[f"image_{case}"])
+    tapped = net.stage_features(images)
+    assert tapped.shape == tuple(vectors[f"features_shape_{case}"])
+    agrees_relatively(tapped[:, ::7], vectors[f"features_{case}"], 1e-4)
+    features = net.features(images)
+    size = features.shape[-2:]
+    for release in parity.cases(vectors, f"aff_{case}_*"):
+        radius = RADIUS if release == "psa" else reduced_radius(size)
         affinities = pair_affinities(features, radius)
-        agrees(affinities, vectors[f"aff_{run}"], 1e-5)
-        placed = lopsided_affinities(affinities[0], features.shape[-2:], radius)
-        agrees(dense(placed, radius), vectors[f"dense_{run}"], 1e-5)
+        agrees(affinities, vectors[f"aff_{case}_{release}"], 1e-5)
+        placed = lopsided_affinities(affinities[0], size, radius)
+        agrees(dense(placed, radius), vectors[f"dense_{case}_{release}"], 1e-5)
 
 
 @torch.no_grad()
 def test_vgg16(parity: Any) -> None:
     vectors = parity("affinitynet/vgg16")
-    net, caffe = network(parity, vectors, "vgg16_affinity"), CaffeInput()
+    net = network(parity, "vgg16_affinity", int(vectors["fill_seed"]), float(vectors["fill_gain"]))
+    caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
-    agrees_relatively(pair_affinities(net.features(images), 5), vectors["aff"], 1e-4)
+    agrees_relatively(pair_affinities(net.features(images), RADIUS), vectors["aff"], 1e-4)
 
 
 def reference_shapes(vectors: Vectors, name: str) -> dict[str, tuple[int, ...]]:
@@ -133,7 +143,7 @@ def test_published_checkpoints(parity: Any, name: str, file: str, network: str) 
         published = {key: torch.empty(shape) for key, shape in reference_shapes(parity(file), network).items()}
         assert [item.name for _, _, item in checkpoints() if item.matches(published)] == [name]
         reading = checkpoint.read(published)
-        net = AffinityNet(AffinityNet.Settings.model_validate(reading.settings.model_dump()), 20)
+        net = AffinityNet(AffinityNet.Settings.model_validate(reading.settings.model_dump()), NUM_CLASSES)
     assert check_names_and_shapes(reading.state, net.state_dict()) == ""
 
 
@@ -144,7 +154,7 @@ def test_vgg16_state_dict(parity: Any) -> None:
         group_norm=True,
     )
     with torch.device("meta"):
-        net = AffinityNet(settings, 20)
+        net = AffinityNet(settings, NUM_CLASSES)
     found = {reference_name(name): tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     assert found == reference_shapes(vectors, "vgg16_aff")
     ours = {reference_name(name): parameter for name, parameter in net.named_parameters()}
@@ -156,23 +166,24 @@ def test_vgg16_state_dict(parity: Any) -> None:
 
 
 @pytest.fixture
-def learning(resnet38: AffinityNet) -> Iterator[tuple[AffinityNet, dict[str, torch.Tensor]]]:
+def learning(parity: Any, resnet38: Network) -> Iterator[tuple[AffinityNet, dict[str, torch.Tensor]]]:
     """The network in training, without dropout, and its weights. It gets them back: filling them takes much longer."""
-    before = {name: p.detach().clone() for name, p in resnet38.named_parameters() if p.requires_grad}
-    resnet38.train()
-    for module in resnet38.modules():
+    net = resnet38(parity("affinitynet/train_step"))
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+    net.train()
+    for module in net.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
-    yield resnet38, before
-    resnet38.zero_grad()
-    resnet38.load_state_dict(before, strict=False)
-    resnet38.eval()
+    yield net, before
+    net.zero_grad()
+    net.load_state_dict(before, strict=False)
+    net.eval()
 
 
 def test_train_step(parity: Any, learning: tuple[AffinityNet, dict[str, torch.Tensor]]) -> None:
     vectors, (net, before) = parity("affinitynet/train_step"), learning
     batch = {"image": as_batch(*vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
-    counts = [int(kind.sum()) for kind in pairs(batch["labels"], 5)]
+    counts = [int(kind.sum()) for kind in pairs(batch["labels"], RADIUS)]
     agrees(counts, vectors["counts"], 1e-3)
     optimiser = torch.optim.SGD(net.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.02, 0.1, 0.2]
@@ -206,41 +217,41 @@ def given_maps(vectors: Vectors) -> ActivationMaps:
     return ActivationMaps((vectors["cam_keys"] + 1).astype(np.int16), maps, size, stride=1)
 
 
-@pytest.mark.parametrize("run", ["psa", "seam", "short"])
-def test_walk_of_an_image(parity: Any, resnet38: AffinityNet, run: str) -> None:
+@pytest.mark.cases("affinitynet/random_walk", "*_walked")
+def test_walk_of_an_image(parity: Any, resnet38: Network, case: str) -> None:
     vectors = parity("affinitynet/random_walk")
-    alpha, beta, log2_steps = vectors[f"{run}_options"].tolist()
+    alpha, beta, log2_steps = vectors[f"{case}_options"].tolist()
     options = AffinityNet.Options(alpha=alpha, beta=beta, log2_steps=int(log2_steps))
-    walked = resnet38.refine(vectors["image"], given_maps(vectors), options, CPU)
+    walked = resnet38(vectors).refine(vectors["image"], given_maps(vectors), options, CPU)
     assert walked.labels.tolist() == [0, *(vectors["cam_keys"] + 1)]
-    agrees(walked.maps.reshape(len(walked.labels), -1), vectors[f"{run}_walked"], 1e-4)
+    agrees(walked.maps.reshape(len(walked.labels), -1), vectors[f"{case}_walked"], 1e-4)
     scores = walked.upsampled()
     labels = walked.labels[scores.argmax(0)]
     best, second = np.sort(scores, 0)[:-3:-1]
-    assert (labels != vectors[f"{run}_label"]).mean() <= 1e-3
-    assert (best - second)[labels != vectors[f"{run}_label"]].max(initial=0) < 1e-4
+    assert (labels != vectors[f"{case}_label"]).mean() <= 1e-3
+    assert (best - second)[labels != vectors[f"{case}_label"]].max(initial=0) < 1e-4
 
 
 @torch.no_grad()
-def test_the_affinities_and_the_start_of_the_walk(parity: Any, resnet38: AffinityNet) -> None:
+def test_the_affinities_and_the_start_of_the_walk(parity: Any, resnet38: Network) -> None:
     vectors = parity("affinitynet/random_walk")
     height, width = vectors["image"].shape[:2]
     bottom, right = vectors["padded"] - (height, width)
     image = F.pad(as_batch(vectors["image"])[0], (0, right, 0, bottom))
-    affinities, radius = resnet38.affinities(image)
+    affinities, radius = resnet38(vectors).affinities(image)
     agrees(dense(affinities**8, radius), vectors["aff_beta"], 1e-4)
-    for run in ("psa", "seam", "short"):
+    for run in parity.cases(vectors, "*_cam_low"):
         alpha, _, _ = vectors[f"{run}_options"].tolist()
         scores = torch.from_numpy(with_background(given_maps(vectors).upsampled(), alpha))
         start = F.avg_pool2d(F.pad(scores, (0, right, 0, bottom)), 8)
         agrees(start.flatten(1), vectors[f"{run}_cam_low"], 1e-6)
 
 
-def test_crf_after_the_walk(parity: Any, resnet38: AffinityNet) -> None:
+def test_crf_after_the_walk(parity: Any, resnet38: Network) -> None:
     vectors = parity("affinitynet/random_walk")
     alpha, beta, log2_steps = vectors["crf_options"].tolist()
     options = AffinityNet.Options(alpha=alpha, beta=beta, log2_steps=int(log2_steps))
-    walked = resnet38.refine(vectors["image"], given_maps(vectors), options, CPU)
+    walked = resnet38(vectors).refine(vectors["image"], given_maps(vectors), options, CPU)
     scores = unary_from_probabilities(walked.upsampled())
     marginals = dense_crf(vectors["image"], scores, PARAMETERS["affinitynet_walk"])
     assert (walked.labels[marginals.argmax(0)] != vectors["crf_label"]).mean() <= 0.01
@@ -256,7 +267,7 @@ def unpacked(vectors: Vectors, kind: str) -> np.ndarray:
 
 def test_kinds_of_pairs(parity: Any) -> None:
     vectors = parity("affinitynet/labels")
-    found = pairs(torch.as_tensor(vectors["label"])[None], radius=5)
+    found = pairs(torch.as_tensor(vectors["label"])[None], RADIUS)
     for kind, chosen in zip(("bg", "fg", "neg"), found, strict=True):
         np.testing.assert_array_equal(chosen[0], vectors[f"label_{kind}"])
 
@@ -264,10 +275,11 @@ def test_kinds_of_pairs(parity: Any) -> None:
 def test_a_training_sample(parity: Any) -> None:
     vectors = parity("affinitynet/labels")
     side = int(vectors["item_size"])
-    left, destination, mirrored = vectors["item_draws"].tolist()
-    height, width = vectors["item_image"].shape[:2]
-    assert vectors["item_bounds"].tolist()[:2] == [width - side + 1, side - height + 1]
-    view = View((height, width), Crop(side, 0, left, destination, 0, height, side), bool(mirrored))
+    *places, mirrored = vectors["item_draws"].tolist()
+    draws: Any = Draws(places)
+    size = vectors["item_image"].shape[:2]
+    view = View(size, random_crop(size, side, "irnet", draws), bool(mirrored))
+    assert draws.bounds == vectors["item_bounds"].tolist()[:2]
 
     augmentation = Augmentation(crop=side, padding="black")
     image = augmentation.image(vectors["item_image"], view)
@@ -278,11 +290,11 @@ def test_a_training_sample(parity: Any) -> None:
     evidence = {name: vectors[f"item_{name}"].astype(np.float32) / np.float32(65535) for name in ("low", "high")}
     labels = view_labels(evidence, augmentation, view, stride=8)
     np.testing.assert_array_equal(labels, vectors["item_label"])
-    for kind, chosen in zip(("bg", "fg", "neg"), pairs(torch.as_tensor(labels)[None], radius=5), strict=True):
+    for kind, chosen in zip(("bg", "fg", "neg"), pairs(torch.as_tensor(labels)[None], RADIUS), strict=True):
         np.testing.assert_array_equal(chosen[0], unpacked(vectors, kind))
 
 
-@pytest.mark.parametrize("case", ["mixed", "no_foreground"])
+@pytest.mark.cases("affinitynet/losses", "*_aff")
 def test_losses(parity: Any, case: str) -> None:
     vectors = parity("affinitynet/losses")
     affinities = torch.as_tensor(vectors[f"{case}_aff"]).requires_grad_()

@@ -19,21 +19,21 @@ from weakseg.ops.activation import (
     multi_scale_maps,
     normalise_image,
     normalise_maps,
-    sum_resized,
+    resize_maps,
 )
 from weakseg.pipeline.inference import against_background
 
 Vectors = dict[str, np.ndarray]
 
 
-def classifier(parity: Any, vectors: Vectors, backbone: str, **settings: Any) -> CAM:
+def classifier(parity: Any, vectors: Vectors, backbone: str, num_classes: int, **settings: Any) -> CAM:
     network = CAM(
         CAM.Settings(
             backbone=BackboneSettings(name=backbone, output_stride=8, weights=None, frozen_stages=1),
             form="affinitynet",
             **settings,
         ),
-        20,
+        num_classes,
     )
     shapes = {reference_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
@@ -59,16 +59,16 @@ def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> N
 
 def test_resnet38(parity: Any) -> None:
     vectors = parity("resnet38/classifier")
-    network = classifier(parity, vectors, "resnet38")
+    network = classifier(parity, vectors, "resnet38", vectors["logits"].shape[1])
     images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
     with torch.no_grad():
-        assert_close(network.scores(images), vectors["logits"])
-        assert_close(network.activation_maps(images), vectors["cam"])
+        assert_close(network.scores({"image": images}), vectors["logits"])
+        assert_close(network.activation_maps({"image": images}), vectors["cam"])
     network.train()
     for module in network.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
-    assert_close(network.scores(images), vectors["train_logits"])
+    assert_close(network.scores({"image": images}), vectors["train_logits"])
     before = {reference_name(name): p.detach().clone() for name, p in network.named_parameters()}
     optimiser = torch.optim.SGD(network.param_groups(0.1), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.2, 1, 2]
@@ -92,12 +92,12 @@ def test_resnet38(parity: Any) -> None:
 @torch.no_grad()
 def test_vgg16(parity: Any) -> None:
     vectors = parity("affinitynet/vgg16")
-    network = classifier(parity, vectors, "vgg16", map_power=0.5)
+    network = classifier(parity, vectors, "vgg16", vectors["logits"].shape[1], map_power=0.5)
     caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"][None])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
-    assert_close(network.scores(images), vectors["logits"])
-    assert_close(network.activation_maps(images), vectors["cam"], 1e-3)
+    assert_close(network.scores({"image": images}), vectors["logits"])
+    assert_close(network.activation_maps({"image": images}), vectors["cam"], 1e-3)
 
 
 @pytest.mark.parametrize(("backbone", "power"), [("resnet38", 1.0), ("vgg16", 0.5)])
@@ -106,7 +106,7 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     background of 0.2, and the two dense CRFs that the affinities are learned from."""
     vectors = parity("affinitynet/infer_cls")
     settings = {"fill_seed": vectors["fill_seed"], "fill_gain": vectors[f"fill_gain_{backbone}"]}
-    network = classifier(parity, settings, backbone, map_power=power)
+    network = classifier(parity, settings, backbone, len(vectors["label"]), map_power=power)
     image, present = vectors["image"], np.flatnonzero(vectors["label"]) + 1
     shapes = vectors[f"{backbone}_scale_shapes"]
 
@@ -116,7 +116,7 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     views = vectors[f"{backbone}_views"]
     assert len(shapes) == len(views) == 2 * len(scales)
     for maps, view, mirrored in zip(per_scale, views[::2], views[1::2], strict=True):
-        large = sum_resized([maps], image.shape[:2])[0, labels, ::2, ::2]
+        large = resize_maps(maps, image.shape[:2], image.shape[:2])[0, labels, ::2, ::2]
         assert_close(large, view + mirrored, 2e-2)
 
     (maps,) = multi_scale_maps(network.activation_maps, scaled, [present.tolist()], "cpu", stride=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import rotate
 
+from draws import Draws
 from weakseg.data.dataset import Sample
 from weakseg.data.images import write_image
 from weakseg.data.loading import TaggedImages
@@ -37,29 +37,12 @@ from weakseg.ops.schedule import poly_factor
 VARIANTS = ("scale", "rotate", "rotate_blur")
 
 
-class Script:
-    """A generator whose draws are those of the reference; each must be possible."""
-
-    def __init__(self, draws: Sequence[float]) -> None:
-        self.draws = list(draws)
-
-    def random(self) -> float:
-        return self.draws.pop(0)
-
-    def integers(self, low: int, high: int | None = None, endpoint: bool = False) -> int:
-        low, high = (0, low) if high is None else (low, high)
-        drawn = self.draws.pop(0)
-        assert low <= drawn < high + endpoint
-        assert drawn == int(drawn)
-        return int(drawn)
-
-
 # The pool -------------------------------------------------------------------------------------------------------------
 
 
 def test_pool(parity: Any) -> None:
     vectors = parity("cda/pool")
-    sizes = np.zeros(20, int)
+    sizes = np.zeros(len(vectors["pool_sizes"]), int)
     for case, kept_class in enumerate(vectors["kept_class"]):
         image, mask = vectors[f"image_{case}"], vectors[f"mask_{case}"]
         label = simple_label(mask, 0.1, 0.7)
@@ -76,31 +59,31 @@ def test_pool(parity: Any) -> None:
 # Pasting --------------------------------------------------------------------------------------------------------------
 
 
-def cutout_of(vectors: dict[str, np.ndarray], case: int) -> Cutout:
+def cutout_of(vectors: dict[str, np.ndarray], case: str) -> Cutout:
     mask = vectors[f"mask_{case}"]
     return Cutout(int(mask.max()), vectors[f"foreground_{case}"], mask != 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", range(4))
-def test_paste(parity: Any, variant: Any, case: int) -> None:
+@pytest.mark.cases("cda/paste", "background_*")
+def test_paste(parity: Any, variant: Any, case: str) -> None:
     vectors = parity("cda/paste")
     background, cutout = vectors[f"background_{case}"], cutout_of(vectors, case)
     draws = vectors[f"{variant}_draws_{case}"].tolist()
-    rng: Any = Script(draws)
+    rng: Any = Draws(draws)
     placing = draw_placing(cutout.inside.shape, background.shape[:2], variant, rng)
-    assert rng.draws == []
+    assert rng.left == []
     image, inside = warp_by_splines(cutout, placing)
     np.testing.assert_array_equal(inside, vectors[f"{variant}_resized_mask_{case}"] != 0)
     if f"{variant}_resized_image_{case}" in vectors:
         np.testing.assert_array_equal(image, vectors[f"{variant}_resized_image_{case}"])
-    rng = Script(draws)
+    rng = Draws(draws)
     pasted = paste(background, cutout, Settings(variant=variant, parity=True), rng)
     np.testing.assert_array_equal(pasted, vectors[f"{variant}_result_{case}"])
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_rotation(parity: Any, case: int) -> None:
+@pytest.mark.cases("cda/paste", "rotated_image_*")
+def test_rotation(parity: Any, case: str) -> None:
     vectors = parity("cda/paste")
     degrees = int(vectors[f"rotate_draws_{case}"][0])
     expected = vectors[f"rotated_image_{case}"]
@@ -112,8 +95,8 @@ def test_rotation(parity: Any, case: int) -> None:
 # Pairs ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", range(3))
-def test_pairs(parity: Any, case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.cases("cda/dataset", "background_*")
+def test_pairs(parity: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from weakseg.methods import cda
 
     vectors, crops = parity("cda/dataset"), parity("cda/pool")
@@ -124,16 +107,16 @@ def test_pairs(parity: Any, case: int, tmp_path: Path, monkeypatch: pytest.Monke
         if kept_class >= 0:
             names.setdefault(kept_class + 1, []).append(name)
             Pool.write(tmp_path, name, cut_out(crops[f"image_{number}"], crops[f"mask_{number}"]))
-    classes = Classes([str(number) for number in range(20)])
+    tags = vectors["labels"][int(case)]
+    classes = Classes([str(number) for number in range(len(tags))])
     Pool.write_index(tmp_path, classes, names)
     pool = Pool.load(tmp_path, classes)
     assert [label - 1 for label in pool.labels] == vectors["classes_with_crops"].tolist()
 
-    tags = vectors["labels"][case]
     write_image(tmp_path / "background.png", vectors[f"background_{case}"])
     sample = Sample("background", tmp_path / "background.png", WeakLabels(frozenset(np.flatnonzero(tags) + 1)))
     augment = Augmentation(resize_long=vectors["resize_long"].tolist(), crop=int(vectors["crop_size"]))
-    pairs = cda.PastedPairs(TaggedImages([sample], 20, augment, 0), pool, Settings(parity=True))
+    pairs = cda.PastedPairs(TaggedImages([sample], len(tags), augment, 0), pool, Settings(parity=True))
 
     # The reference draws both images in turn; here, each has a generator of its own.
     angle, row, column, long_b, long_a, mirror_b, mirror_a, x_b, y_b, x_a, y_a = vectors[f"draws_{case}"].tolist()
@@ -147,12 +130,12 @@ def test_pairs(parity: Any, case: int, tmp_path: Path, monkeypatch: pytest.Monke
     absent = [other for other in pool.labels if not tags[other - 1]]
     chosen = [absent.index(label), names[label].index(str(vectors[f"pick_name_{case}"]).removesuffix(".npy"))]
     streams = {
-        1: Script([long_b, x_b, y_b, 0 if mirror_b else 0.5]),
-        cda.PASTING_STREAM: Script([*chosen, angle, row, column, long_a, x_a, y_a, 0 if mirror_a else 0.5]),
+        1: Draws([long_b, x_b, y_b, 0 if mirror_b else 0.5]),
+        cda.PASTING_STREAM: Draws([*chosen, angle, row, column, long_a, x_a, y_a, 0 if mirror_a else 0.5]),
     }
     monkeypatch.setattr(cda, "generator", lambda seed, draw, stream=1: streams[stream])
     original, pasted = pairs.pair(cda.Draw(0, 0, 0))
-    assert all(script.draws == [] for script in streams.values())
+    assert all(draws.left == [] for draws in streams.values())
     np.testing.assert_allclose(original["image"], vectors[f"img_{case}"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(pasted["image"], vectors[f"aug_img_{case}"], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(original["tags"], vectors[f"label_{case}"])
@@ -164,7 +147,7 @@ def test_training_with_pairs(parity: Any) -> None:
     settings = CAM.Settings(
         backbone=BackboneSettings(name="resnet50", output_stride=16, dilated=False, weights=None, frozen_stages=3)
     )
-    network = CAM(settings, 20)
+    network = CAM(settings, vectors["labels"].shape[1])
     names = {name: name.replace("backbone.", "resnet50.") for name in network.state_dict()}
     network.load_state_dict(
         {
@@ -173,21 +156,24 @@ def test_training_with_pairs(parity: Any) -> None:
         }
     )
     network.train()
-    optimiser = torch.optim.SGD(network.param_groups(lr=0.1), momentum=1e-4, weight_decay=1e-4)
+    groups = network.param_groups(lr=float(vectors["lr"][0, 0]))
+    optimiser = torch.optim.SGD(groups, momentum=1e-4, weight_decay=1e-4)
     initial_rates = [group["lr"] for group in optimiser.param_groups]
     ours = {theirs: name for name, theirs in names.items()}
     watched = [ours[name] for name in vectors["watched"].tolist()]
-    pairs, count = int(vectors["pairs_per_step"]), len(vectors["images"])
-    steps = 2 * (count // pairs)
-    assert PARITY_DECAY * steps == 2 * (count // int(vectors["cam_batch_size"]))
+    pairs, batch_size, count = int(vectors["pairs_per_step"]), int(vectors["cam_batch_size"]), len(vectors["images"])
+    steps, per_epoch = len(vectors["loss"]), count // pairs
+    decay = steps // per_epoch * (count // batch_size)  # as if a step took a whole batch of other images
+    assert pairs / batch_size == PARITY_DECAY
     for step in range(steps):
         state = network.state_dict()
         for name, expected in zip(watched, vectors["checksums"][step], strict=True):
             np.testing.assert_allclose(parity.checksum(state[name]), expected, rtol=1e-4, err_msg=name)
         for group, rate in zip(optimiser.param_groups, initial_rates, strict=True):
-            group["lr"] = rate * poly_factor(step, round(PARITY_DECAY * steps), power=0.9)
+            group["lr"] = rate * poly_factor(step, decay, power=0.9)
         np.testing.assert_allclose([g["lr"] for g in optimiser.param_groups], vectors["lr"][step], rtol=1e-9)
-        part = slice(step * pairs % count, step * pairs % count + pairs)
+        first = step % per_epoch * pairs
+        part = slice(first, first + pairs)
         images = [*vectors["images"][part], *vectors["aug_images"][part]]
         tags = np.concatenate([vectors["labels"][part], vectors["aug_labels"][part]])
         batch = {

@@ -17,8 +17,9 @@ Vectors = dict[str, np.ndarray]
 
 
 def seam_retrain(parity: Any, vectors: Vectors) -> DeepLabV1:
+    num_classes = vectors["logits"].shape[1] - 1
     backbone = BackboneSettings(name="resnet38", output_stride=8, weights=None)
-    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone), 20)
+    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone), num_classes)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
@@ -43,10 +44,11 @@ def moments(tensor: Tensor) -> list[float]:
 def test_names_groups_and_reading(parity: Any) -> None:
     vectors = parity("resnet38/state_dict")
     settings = DeepLabV1.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None))
-    with torch.device("meta"):
-        network = DeepLabV1(settings, 20)
     rows = zip(vectors["deeplabv1_keys"].tolist(), vectors["deeplabv1_shapes"].tolist(), strict=True)
     shapes = {name: tuple(side for side in shape if side) for name, shape in rows}
+    num_classes = shapes["cls_conv.weight"][0] - 1
+    with torch.device("meta"):
+        network = DeepLabV1(settings, num_classes)
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
     numbers = {id(p): number for number, group in enumerate(network.param_groups(1.0)) for p in group["params"]}
     parameters = vectors["deeplabv1_params"].tolist()
@@ -60,7 +62,7 @@ def test_names_groups_and_reading(parity: Any) -> None:
     assert set(other["head_keys"].tolist()) == {name for name in shapes if not name.startswith("backbone.")}
 
     reading = read_seam_retrain(network.state_dict())
-    assert (reading.settings, reading.num_classes, set(reading.state)) == (settings, 20, set(shapes))
+    assert (reading.settings, reading.num_classes, set(reading.state)) == (settings, num_classes, set(shapes))
 
 
 @torch.no_grad()
@@ -71,7 +73,7 @@ def test_taps_and_logits(parity: Any) -> None:
     for tap, features in zip(["conv4", "conv5", "conv6"], network.backbone(images)[2:], strict=True):
         assert features.shape == tuple(vectors[f"{tap}_shape"])
         assert_within([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"])
-    logits = network.logits(images)
+    logits = network.logits({"image": images})
     assert logits.shape == tuple(vectors["logits_shape"])
     assert_within(logits[:, :, ::3, ::3], vectors["logits"])
     assert_within([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"])
@@ -89,7 +91,7 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
     network = seam_retrain(parity, vectors)
     images, labels = as_batch(vectors["images"]), torch.from_numpy(vectors["target"])
     with torch.no_grad():
-        logits = network.logits(images[:1])
+        logits = network.logits({"image": images[:1]})
     assert_close(logits[:, :, ::2, ::2], vectors["logits"])
     assert_close([*moments(logits), logits.abs().max()], vectors["logits_stats"])
 
@@ -128,7 +130,8 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
 def test_largefov(parity: Any) -> None:
     vectors = parity("deeplab/largefov")
     backbone = BackboneSettings(name="vgg16_largefov", output_stride=8, weights=None)
-    network = DeepLabV1(DeepLabV1.Settings(backbone=backbone, head="narrow"), 20).double().eval()
+    settings = DeepLabV1.Settings(backbone=backbone, head="narrow")
+    network = DeepLabV1(settings, vectors["logits"].shape[1] - 1).double().eval()
     names = {name: name.removeprefix("backbone.").replace("cls_conv", "fc8") for name in network.state_dict()}
     shapes = {names[name]: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))

@@ -41,8 +41,8 @@ def dense(affinities: torch.Tensor, radius: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chebyshev", [False, True])
-@pytest.mark.parametrize("case", range(6))
-def test_irnet_walk(parity: Any, case: int, chebyshev: bool) -> None:
+@pytest.mark.cases("irnet/random_walk", "settings_*")
+def test_irnet_walk(parity: Any, case: str, chebyshev: bool) -> None:
     vectors = parity("irnet/random_walk")
     maps, boundary = (torch.from_numpy(vectors[f"{name}_{case}"]) for name in ("cam", "edge"))
     radius, beta, log2_steps = vectors[f"settings_{case}"].tolist()
@@ -61,8 +61,8 @@ def test_irnet_matrices(parity: Any) -> None:
     agrees(transition.flatten(1), vectors["matrix_transition"], 1e-6)
 
 
-@pytest.mark.parametrize("case", [0, 1])
-def test_irnet_walk_of_given_maps(parity: Any, case: int) -> None:
+@pytest.mark.cases("irnet/sem_seg", "walk_*")
+def test_irnet_walk_of_given_maps(parity: Any, case: str) -> None:
     vectors = parity("irnet/sem_seg")
     maps, boundary = (torch.from_numpy(vectors[f"{name}_{case}"]) for name in ("cam", "edge"))
     agrees(boundary_walk(maps, boundary[0]), vectors[f"walk_{case}"], 1e-4)
@@ -78,16 +78,17 @@ def test_irnet_affinities(parity: Any) -> None:
     agrees(inner.flatten(2), vectors["affinity"], 1e-6)
 
 
-@pytest.mark.parametrize("radius", [5, 10])
-def test_irnet_paths(parity: Any, radius: int) -> None:
+@pytest.mark.cases("irnet/path_index", "*_offsets")
+def test_irnet_paths(parity: Any, case: str) -> None:
     vectors = parity("irnet/path_index")
-    offsets, points = vectors[f"r{radius}_offsets"], vectors[f"r{radius}_path_points"]
-    paths = np.split(points, np.cumsum(vectors[f"r{radius}_path_lengths"])[:-1])
+    radius = int(vectors[f"{case}_margin"]) + 1
+    offsets, points = vectors[f"{case}_offsets"], vectors[f"{case}_path_points"]
+    paths = np.split(points, np.cumsum(vectors[f"{case}_path_lengths"])[:-1])
     theirs = {tuple(o): {tuple(p) for p in points.tolist()} for o, points in zip(offsets.tolist(), paths, strict=True)}
     assert theirs == {offset: set(path(*offset)) for offset in pair_offsets(radius)}
-    _, width = vectors[f"r{radius}_size"]
+    _, width = vectors[f"{case}_size"]
     flat = offsets @ [width, 1]
-    np.testing.assert_array_equal(vectors[f"r{radius}_src"] + flat[:, None], vectors[f"r{radius}_dst"])
+    np.testing.assert_array_equal(vectors[f"{case}_src"] + flat[:, None], vectors[f"{case}_dst"])
 
 
 # AffinityNet ----------------------------------------------------------------------------------------------------------
@@ -103,8 +104,8 @@ def test_affinitynet_offsets(parity: Any) -> None:
     assert pair_offsets(5) == [tuple(offset) for offset in parity("affinitynet/pairs")["offsets"].tolist()]
 
 
-@pytest.mark.parametrize("case", range(5))
-def test_affinitynet_pairs(parity: Any, case: int) -> None:
+@pytest.mark.cases("affinitynet/pairs", "case_*")
+def test_affinitynet_pairs(parity: Any, case: str) -> None:
     vectors = parity("affinitynet/pairs")
     radius, height, width = vectors[f"case_{case}"].tolist()
     first, second = vectors[f"from_{case}"], vectors[f"to_{case}"].reshape(len(pair_offsets(radius)), -1)
@@ -115,27 +116,31 @@ def test_affinitynet_pairs(parity: Any, case: int) -> None:
     np.testing.assert_array_equal(dense(lopsided_affinities(numbers, (height, width), radius), radius), expected)
 
 
-@pytest.mark.parametrize(("name", "size"), [("crop_448", (56, 56)), ("voc", (47, 63))])
-def test_affinitynet_degrees(parity: Any, name: str, size: tuple[int, int]) -> None:
+@pytest.mark.cases("affinitynet/pairs", "*_degree")
+def test_affinitynet_degrees(parity: Any, case: str) -> None:
     vectors = parity("affinitynet/pairs")
-    sources, pairs, entries = vectors[f"{name}_counts"].tolist()
-    degrees = partners(size, reduced_radius(size), sources)
-    np.testing.assert_array_equal(degrees, vectors[f"{name}_degree"])
+    sources, pairs, entries = vectors[f"{case}_counts"].tolist()
+    expected = vectors[f"{case}_degree"]
+    degrees = partners(expected.shape, reduced_radius(expected.shape), sources)
+    np.testing.assert_array_equal(degrees, expected)
     assert degrees.sum() == 2 * pairs
     assert degrees.sum() + degrees.size == entries
 
 
-@pytest.mark.parametrize("run", ["psa", "seam", "short"])
+@pytest.mark.cases("affinitynet/random_walk", "*_walked")
 @pytest.mark.parametrize("chebyshev", [False, True])
-def test_affinitynet_walk(parity: Any, run: str, chebyshev: bool) -> None:
+def test_affinitynet_walk(parity: Any, case: str, chebyshev: bool) -> None:
     vectors = parity("affinitynet/random_walk")
-    height, width = (vectors["padded"] // 8).tolist()
+    height, width = size = tuple((vectors["padded"] // 8).tolist())
+    radius = reduced_radius(size)
+    margin = radius - 1
     matrix = torch.from_numpy(vectors["aff_beta"])  # affinities to the power of 8
-    inner = torch.arange(height * width).reshape(height, width)[:-4, 4:-4].flatten()
-    pairs = torch.stack([matrix[inner, inner + dy * width + dx] for dy, dx in pair_offsets(5)])
-    affinities = lopsided_affinities(pairs, (height, width))
-    agrees(dense(affinities, 5), vectors["aff_beta"], 0)
-    _, beta, log2_steps = vectors[f"{run}_options"].tolist()
-    maps = torch.from_numpy(vectors[f"{run}_cam_low"]).reshape(-1, height, width)
-    walked = random_walk(maps, affinities, beta=beta / 8, steps=2 ** int(log2_steps), chebyshev=chebyshev)
-    agrees(walked.flatten(1), vectors[f"{run}_walked"], 1e-5)
+    inner = torch.arange(height * width).reshape(size)[:-margin, margin:-margin].flatten()
+    pairs = torch.stack([matrix[inner, inner + dy * width + dx] for dy, dx in pair_offsets(radius)])
+    affinities = lopsided_affinities(pairs, size, radius)
+    agrees(dense(affinities, radius), vectors["aff_beta"], 0)
+    _, beta, log2_steps = vectors[f"{case}_options"].tolist()
+    maps = torch.from_numpy(vectors[f"{case}_cam_low"]).reshape(-1, height, width)
+    steps = 2 ** int(log2_steps)
+    walked = random_walk(maps, affinities, radius=radius, beta=beta / 8, steps=steps, chebyshev=chebyshev)
+    agrees(walked.flatten(1), vectors[f"{case}_walked"], 1e-5)

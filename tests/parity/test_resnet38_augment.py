@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from draws import Draws
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
     Augmentation,
@@ -37,17 +38,6 @@ def retrain(parity: Any) -> Vectors:
     return dict(parity("resnet38/retrain_transforms"))
 
 
-class Draws:
-    """A generator that gives stored numbers and knows the ranges that they are from."""
-
-    def __init__(self, numbers: list[int]) -> None:
-        self.numbers, self.bounds = iter(numbers), list[int]()
-
-    def integers(self, high: int, endpoint: bool) -> int:
-        self.bounds.append(high + endpoint)
-        return next(self.numbers)
-
-
 def test_normalised(vectors: Vectors) -> None:
     normalised = normalise_image(vectors["image"]).transpose(1, 2, 0)
     assert np.abs(normalised - vectors["normalised"]).max() <= 1e-6
@@ -75,25 +65,26 @@ def test_scaled_for_inference(vectors: Vectors) -> None:
     assert np.abs(half.astype(int) - vectors["half_image"]).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["small", "large", "mixed"])
-def test_crops(vectors: Vectors, name: str) -> None:
-    image, draws = vectors["image"], Draws(vectors[f"crop_{name}_draws"].tolist())
-    place = random_crop(image.shape[:2], int(vectors[f"crop_{name}_size"]), "irnet", draws)  # type: ignore[arg-type]
-    assert draws.bounds == vectors[f"crop_{name}_bounds"].tolist()
+@pytest.mark.cases("resnet38/transforms", "crop_*_size")
+def test_crops(vectors: Vectors, case: str) -> None:
+    image, draws = vectors["image"], Draws(vectors[f"crop_{case}_draws"].tolist())
+    place = random_crop(image.shape[:2], int(vectors[f"crop_{case}_size"]), "irnet", draws)  # type: ignore[arg-type]
+    assert draws.bounds == vectors[f"crop_{case}_bounds"].tolist()
     view = normalised_crop(image, place).transpose(1, 2, 0)
-    assert np.abs(view - vectors[f"crop_{name}"]).max() <= 1e-6
+    assert np.abs(view - vectors[f"crop_{case}"]).max() <= 1e-6
 
 
-@pytest.mark.parametrize("size", [25, 40, 50])
-def test_centre_crops(vectors: Vectors, size: int) -> None:
+@pytest.mark.cases("resnet38/transforms", "centre_*")
+def test_centre_crops(vectors: Vectors, case: str) -> None:
     """Their validation's crop: the space beside it is halved, half to even (section 6)."""
-    image = vectors["image"]
+    image, expected = vectors["image"], vectors[f"centre_{case}"]
+    size = len(expected)
     space = [side - size for side in image.shape[:2]]
     in_image = (round(max(more, 0) / 2) for more in space)
     in_crop = (round(max(-more, 0) / 2) for more in space)
     length = (min(side, size) for side in image.shape[:2])
     view = normalised_crop(image, Crop(size, *in_image, *in_crop, *length)).transpose(1, 2, 0)
-    assert np.abs(view - vectors[f"centre_{size}"]).max() <= 1e-6
+    assert np.abs(view - expected).max() <= 1e-6
 
 
 def test_the_image_of_the_crf_is_theirs_before_it_was_truncated(retrain: Vectors) -> None:

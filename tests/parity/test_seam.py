@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,11 +36,14 @@ from weakseg.ops.activation import (
     resize_through_view,
     stretch_maps,
 )
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, unary_from_probabilities
+from weakseg.ops.crf_parameters import PARAMETERS
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pixelcorrelation import pixel_correlation
 
 RESNET38 = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))
 Vectors = dict[str, np.ndarray]
+Network = Callable[[Vectors, int], SEAM]
 
 
 def agrees(ours: Tensor, theirs: np.ndarray, tolerance: float, relative: bool = False) -> None:
@@ -50,23 +56,26 @@ def as_batch(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
 
 
-@pytest.fixture(scope="module")
-def state(parity: Any) -> dict[str, Tensor]:
-    """The weights of the vectors, which take seconds to make."""
+def filled(parity: Any, seed: int, gain: float, num_classes: int) -> SEAM:
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in SEAM(RESNET38, 20).state_dict().items()}
-    return {
-        name: torch.from_numpy(np.asarray(parity.fill.fill(name.removeprefix("backbone."), shape, 0, 1.0)))
-        for name, shape in shapes.items()
+        network = SEAM(RESNET38, num_classes)
+    state = {
+        name: torch.from_numpy(
+            np.asarray(parity.fill.fill(name.removeprefix("backbone."), tuple(value.shape), seed, gain))
+        )
+        for name, value in network.state_dict().items()
     }
-
-
-def filled(state: dict[str, Tensor], vectors: Vectors) -> SEAM:
-    assert (vectors["fill_seed"], vectors["fill_gain"]) == (0, 1.0)
-    with torch.device("meta"):
-        network = SEAM(RESNET38, 20)
-    network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+    network.load_state_dict(state, assign=True)
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def seam(parity: Any) -> Network:
+    """`seam(vectors, num_classes)` is a copy of the network of some vectors, which takes seconds to make."""
+    original = lru_cache(1)(partial(filled, parity))
+    return lambda vectors, num_classes: copy.deepcopy(
+        original(int(vectors["fill_seed"]), float(vectors["fill_gain"]), num_classes)
+    )
 
 
 def test_scores_that_are_averaged(parity: Any) -> None:
@@ -88,7 +97,7 @@ def test_minimum_loss(parity: Any) -> None:
     vectors = parity("seam/functions")
     scores = torch.from_numpy(vectors["minpool_in"]).requires_grad_()
     revised = torch.cat([torch.zeros_like(scores[:, :1]), scores], dim=1)
-    loss = minimum_loss(revised, torch.ones(2, 20, 1, 1))
+    loss = minimum_loss(revised, torch.ones(*scores.shape[:2], 1, 1))
     assert loss.item() == pytest.approx(float(vectors["minpool_loss"]), abs=1e-6)
     loss.backward()
     assert scores.grad is not None
@@ -110,9 +119,9 @@ def loss_terms(first: SeamView, second: SeamView, present: Present, tags: Tensor
         "loss_cls2": F.multilabel_soft_margin_loss(second.scores, tags),
         "loss_rvmin1": minimum_loss(first.revised, present.given),
         "loss_rvmin2": minimum_loss(second.revised, present.given),
-        "loss_er": equivariance_loss(a1, a2, 20),
-        "loss_ecr1": cross_loss(a2, b1, 20),
-        "loss_ecr2": cross_loss(a1, b2, 20),
+        "loss_er": equivariance_loss(a1, a2, tags.shape[1]),
+        "loss_ecr1": cross_loss(a2, b1, tags.shape[1]),
+        "loss_ecr2": cross_loss(a1, b2, tags.shape[1]),
     }
     minimum = (terms["loss_rvmin1"] + terms["loss_rvmin2"]) / 2
     # The reference counts L_min as classification.
@@ -127,9 +136,10 @@ def test_losses(parity: Any, carried: str) -> None:
     """Whether absent classes are carried along makes no difference."""
     vectors = parity("seam/losses")
     tags = torch.from_numpy(vectors["label"])
-    every = Present(torch.arange(20).expand(2, 20), tags[:, :, None, None])
+    num_classes = tags.shape[1]
+    every = Present(torch.arange(num_classes).expand(tags.shape), tags[:, :, None, None])
     present = Present.of(tags) if carried == "present" else every
-    assert present.classes.shape[1] == (int(tags.sum(1).max()) if carried == "present" else 20)
+    assert present.classes.shape[1] == (int(tags.sum(1).max()) if carried == "present" else num_classes)
     leaves = {str(name): torch.from_numpy(vectors[str(name)]).requires_grad_() for name in vectors["leaf_names"]}
 
     def view(maps: Tensor, revised: Tensor) -> SeamView:
@@ -152,9 +162,9 @@ def test_losses(parity: Any, carried: str) -> None:
 
 
 @torch.no_grad()
-def test_network(parity: Any, state: dict[str, Tensor]) -> None:
+def test_network(parity: Any, seam: Network) -> None:
     vectors = parity("seam/network")
-    network = filled(state, vectors)
+    network = seam(vectors, vectors["cam"].shape[1] - 1)
     images = as_batch(vectors["images"])
     stages = network.backbone(images)
     raw = network.fc8(stages[-1])
@@ -169,13 +179,13 @@ def test_network(parity: Any, state: dict[str, Tensor]) -> None:
         maps = resized(low, images.shape[2:])
         agrees(maps[..., ::3, ::3], vectors[name], 1e-4, relative=True)
         agrees(torch.from_numpy(parity.stats(maps)), vectors[f"{name}_stats"], 1e-4, relative=True)
-    agrees(network.activation_maps(images), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
+    agrees(network.activation_maps({"image": images}), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
 
 
-def test_one_step_of_training(parity: Any, state: dict[str, Tensor]) -> None:
+def test_one_step_of_training(parity: Any, seam: Network) -> None:
     vectors = parity("seam/train_step")
-    network = filled(state, vectors)  # in evaluation mode, since the vectors are without dropout
     images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
+    network = seam(vectors, tags.shape[1])  # in evaluation mode, since the vectors are without dropout
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     optimiser = torch.optim.SGD(network.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
     losses = network.losses({"image": images, "tags": tags})
@@ -211,10 +221,10 @@ def crf_scores(image: np.ndarray, maps: np.ndarray, alpha: float) -> np.ndarray:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", [0, 1])
-def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
+@pytest.mark.cases("seam/infer", "image_*")
+def test_inference(parity: Any, seam: Network, case: str) -> None:
     vectors = parity("seam/infer")
-    network = filled(state, vectors)
+    network = seam(vectors, len(vectors[f"label_{case}"]))
     image = vectors[f"image_{case}"]
     size = image.shape[:2]
     present = vectors[f"label_{case}"].nonzero()[0]
@@ -223,7 +233,7 @@ def test_inference(parity: Any, state: dict[str, Tensor], case: int) -> None:
     views, scales = [], (0.5, 1.0, 1.5, 2.0)
     for scale in scales:
         scaled = as_batch(resize_image(image, scale)[None])
-        maps = network.activation_maps(torch.cat([scaled, scaled.flip(3)]))[:, present]
+        maps = network.activation_maps({"image": torch.cat([scaled, scaled.flip(3)])})[:, present]
         full = resize_through_view(maps, tuple(scaled.shape[2:]), size)
         views += [full[0], full[1].flip(2)]
     for view, expected, expected_stats in zip(

@@ -84,7 +84,7 @@ def test_largefov(parity: Any) -> None:
     vectors = parity("deeplab/largefov")
     network = filled(parity, VGG16LargeFOV().double(), vectors)
     classifier = nn.Sequential()
-    classifier.add_module("fc8", nn.Conv2d(1024, 21, 1))
+    classifier.add_module("fc8", nn.Conv2d(1024, vectors["logits"].shape[1], 1))
     filled(parity, classifier.double(), vectors)
     images = torch.from_numpy(normalise_image(vectors["image"]))[None].double()
     features = network(images)

@@ -61,7 +61,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.maps=nowhere", 'masks.maps: reads the stage "nowhere", which does not come before it.'),
         ("masks.maps=scores", 'masks.maps: reads the stage "scores", which does not come before it.'),
         ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
-        ("segment.backbone_from=maps", 'segment.backbone_from: the stage "maps" is of kind maps, expected localise.'),
+        ("segment.init_from=maps", 'segment.init_from: the stage "maps" is of kind maps, expected localise.'),
         ("scores.curves={CAM: maps}", 'scores.curves.CAM: the stage "maps" is of kind maps, expected masks.'),
         ("scores.segmenters.DeepLab=cam", 'scores.segmenters.DeepLab: the stage "cam" is of kind localise, expected'),
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
@@ -151,7 +151,7 @@ stages:
   pool: {kind: pool, masks: masks}
   again: {like: cam, train: {lr: 0.5}, paste: {pool: pool}}
   maps_again: {like: maps, localiser: again}
-  segment: {backbone_from: again}
+  segment: {init_from: again}
 """
 
 

@@ -19,7 +19,9 @@ from weakseg.labels import VOID
 from weakseg.methods.deeplab import DeepLab
 from weakseg.models.registry import BackboneSettings
 from weakseg.settings import validate
-from weakseg.training import CHECKPOINT_NAME, LOG_NAME, RuntimeSettings, TrainSettings, start, train_network
+from weakseg.optimisation import TrainSettings
+from weakseg.runtime import RuntimeSettings, start
+from weakseg.training import CHECKPOINT_NAME, LOG_NAME, train_network
 
 
 class Line(nn.Module):

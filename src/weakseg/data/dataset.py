@@ -71,6 +71,11 @@ class Dataset:
     classes: Classes
     splits: Mapping[str, Sequence[Sample]]
 
+    @property
+    def folder(self) -> Path:
+        """The folder that further files of the data set lie in."""
+        return self.root if self.root.is_dir() else self.root.parent
+
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of a split; an unknown name raises with the names there are."""
         if name not in self.splits:

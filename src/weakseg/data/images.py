@@ -33,6 +33,9 @@ _TURNS = {
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
 
+MAX_ID = (1 << 24) - 1
+"""The largest id of a superpixel that three bytes hold."""
+
 LabelMap = npt.NDArray[np.uint8]
 
 
@@ -216,6 +219,41 @@ def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
     """Write an RGB image, uint8 (H, W, 3), or one with opacity, (H, W, 4), as a PNG."""
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
+
+
+# Superpixels
+
+
+def encode_ids(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Ids (H, W) in 0 … `MAX_ID` as an RGB image (H, W, 3): id = B + 256 G + 65536 R."""
+    if ids.min() < 0 or ids.max() > MAX_ID:
+        raise ValueError(f"ids are 0 … {MAX_ID}, not {ids.min()} … {ids.max()}")
+    return np.stack([ids >> 16, ids >> 8 & 255, ids & 255], axis=-1).astype(np.uint8)
+
+
+def decode_ids(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """The ids (H, W) in an RGB image (H, W, 3) that `encode_ids` made."""
+    red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
+    return (red << 16) + (green << 8) + blue
+
+
+def read_superpixels(path: Path) -> npt.NDArray[np.int32]:
+    """The ids (H, W) in a PNG of three bytes a pixel, such as those that ICD's authors published.
+
+    Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
+    """
+    with _opened(path, ("PNG",)) as image:
+        if image.tile[0][3] != "RGB":
+            raise WeaksegError(
+                f"{path} is no map of superpixels: its pixels are of kind {image.tile[0][3]}, expected RGB of 8 bits. "
+                "Delete it and write it anew with `weakseg superpixels`."
+            )
+        return decode_ids(np.array(image))
+
+
+def write_superpixels(path: Path, ids: npt.NDArray[np.int32]) -> None:
+    """Write ids (H, W) as a PNG of three bytes a pixel; the bytes depend on them alone."""
+    write_image(path, encode_ids(ids))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@ nothing depends on workers, processes, or on whether the run was interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
-from weakseg.data.transforms import Augmentation, Image
+from weakseg.data.images import image_size, read_image, read_label_map
+from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
+from weakseg.ops.fields import ImageField
 
 
 class Draw(NamedTuple):
@@ -79,78 +81,107 @@ class Batches(Sampler[list[Draw]]):
         return (self.last - self.first) * self.accumulate
 
 
-class TaggedImages(TorchDataset[dict[str, Tensor]]):
-    """Augmented images with their tags: `image` (3, crop, crop) float32, `tags` (C,) float32 of 0 and 1."""
-
-    def __init__(self, samples: Sequence[Sample], num_classes: int, augmentation: Augmentation, seed: int) -> None:
-        self.samples, self.num_classes, self.augmentation, self.seed = samples, num_classes, augmentation, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        return self.view(*self.read(draw), generator(self.seed, draw))
-
-    def read(self, draw: Draw) -> tuple[Image, Tensor]:
-        """The image of a draw as it is in its file, uint8 (H, W, 3), and its tags."""
-        sample = self.samples[draw.image]
-        tags = torch.zeros(self.num_classes)
-        tags[[label - 1 for label in sample.labels.present()]] = 1
-        return read_image(sample.image), tags
-
-    def view(self, image: Image, tags: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """A random view of any image (H, W, 3) with its tags (C,)."""
-        augmented, _ = self.augmentation(image, None, rng)
-        return {"image": torch.as_tensor(augmented), "tags": tags}
+Reader = Callable[[Sample], Mapping[str, npt.NDArray[Any]]]
+"""Reads some fields of a sample, in the geometry of its image."""
+Prepare = Callable[[dict[str, npt.NDArray[Any]]], Mapping[str, npt.NDArray[Any]]]
 
 
-class MaskedImages(TorchDataset[dict[str, Tensor]]):
-    """Augmented images with label maps: `image` (3, crop, crop) float32, `labels` (crop, crop) uint8, 255 void.
+def unchanged(item: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Prepare nothing."""
+    return item
 
-    `read_labels` gives a sample's label map (H, W): its pseudo-mask, or its ground truth.
+
+@dataclass(frozen=True)
+class TrainingImages(TorchDataset[dict[str, Tensor]]):
+    """Random views of images: `image` (3, crop, crop) float32 and the fields that a method reads, each with its view.
+
+    `readers` read the `fields` of a sample. `prepare` makes of a view what the method learns from
+    (`methods.base.Method.prepare`).
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        read_labels: Callable[[Sample], npt.NDArray[np.uint8]],
-        augmentation: Augmentation,
-        seed: int,
-    ) -> None:
-        self.samples, self.read_labels, self.augmentation, self.seed = samples, read_labels, augmentation, seed
+    samples: Sequence[Sample]
+    readers: Sequence[Reader]
+    fields: Mapping[str, ImageField]
+    augmentation: Augmentation
+    seed: int
+    prepare: Prepare = unchanged
+
+    images_per_draw: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        sample = self.samples[draw.image]
-        image, labels = read_image(sample.image), self.read_labels(sample)
-        if labels.shape != image.shape[:2]:
+        return self.view(self.read(draw), generator(self.seed, draw))
+
+    def read(self, draw: Draw) -> dict[str, npt.NDArray[Any]]:
+        """The image of a draw as its file has it, uint8 (H, W, 3), and its fields."""
+        return read_fields(self.samples[draw.image], self.readers, self.fields)
+
+    def view(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> dict[str, Tensor]:
+        """A random view of any image with its fields."""
+        seen = self.prepare(self.augmentation(arrays, self.fields, rng))
+        return {name: torch.as_tensor(array) for name, array in seen.items()}
+
+
+def read_fields(
+    sample: Sample, readers: Sequence[Reader], fields: Mapping[str, ImageField]
+) -> dict[str, npt.NDArray[Any]]:
+    """`image` uint8 (H, W, 3) and the fields of a sample. Raises `WeaksegError` for a field of another size than the
+    image."""
+    image = read_image(sample.image)
+    arrays: dict[str, npt.NDArray[Any]] = {"image": image}
+    for reader in readers:
+        arrays.update(reader(sample))
+    for name, field in fields.items():
+        if field.spatial and (size := arrays[name].shape[-2:]) != image.shape[:2]:
             raise WeaksegError(
-                f"The mask of {sample.image} has {labels.shape[1]}×{labels.shape[0]} pixels, "
-                f"the image {image.shape[1]}×{image.shape[0]}."
+                f"The {name} of {sample.image} have {size[1]}×{size[0]} pixels, "
+                f"the image {image.shape[1]}×{image.shape[0]}; their sizes must be equal."
             )
-        augmented, augmented_labels = self.augmentation(image, labels, generator(self.seed, draw))
-        assert augmented_labels is not None
-        return {"image": torch.as_tensor(augmented), "labels": torch.as_tensor(augmented_labels)}
+    return arrays
 
 
-class PreparedImages(TorchDataset[dict[str, Tensor]]):
-    """What `prepare` makes of an image, with randomness of its own for each draw."""
+# Readers are objects, not functions inside of functions: worker processes that are not forked get them by pickle.
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        prepare: Callable[[Sample, np.random.Generator], dict[str, Tensor]],
-        seed: int,
-    ) -> None:
-        self.samples, self.prepare, self.seed = samples, prepare, seed
 
-    def __len__(self) -> int:
-        return len(self.samples)
+@dataclass(frozen=True)
+class ReadTags:
+    """`tags` (C,): the classes that any weak label of the sample names."""
 
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        return self.prepare(self.samples[draw.image], generator(self.seed, draw))
+    num_classes: int
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+        tags = np.zeros(self.num_classes, np.float32)
+        tags[[label - 1 for label in sample.labels.present()]] = 1
+        return {"tags": tags}
+
+
+@dataclass(frozen=True)
+class ReadMarks:
+    """`marks` (H, W) uint8: the points and scribbles of the sample as a partial label map, 255 elsewhere."""
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+        from weakseg.data.simulate import rasterise
+
+        return {"marks": rasterise(sample.labels, image_size(sample.image))}
+
+
+@dataclass(frozen=True)
+class ReadFolder:
+    """A field whose files NAME.png lie in a folder (see `ops.fields.ImageField`)."""
+
+    name: str
+    field: ImageField
+    folder: Path
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+        values = read_label_map(self.path(sample))
+        return {self.name: values[None].astype(np.float32) / 255 if self.field.follows == "maps" else values}
+
+    def path(self, sample: Sample) -> Path:
+        """Where the file of a sample lies."""
+        return self.folder / f"{sample.name}.png"
 
 
 def generator(seed: int, draw: Draw, stream: int = 1) -> np.random.Generator:

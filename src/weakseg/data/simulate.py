@@ -20,7 +20,7 @@ from weakseg.data.dataset import Dataset, Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import write_text
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, tags_of
-from weakseg.parallel import threaded
+from weakseg.threads import threaded
 
 KINDS = ("tags", "boxes", "points", "scribbles")
 MIN_AREA = 16

@@ -1,4 +1,4 @@
-"""Joint augmentation of an image and its label map, in the ways of the papers.
+"""Joint augmentation of an image and the fields that follow it, in the ways of the papers.
 
 `irnet`         (Ahn, Cho, Kwak, CVPR 2019; AffinityNet and SEAM before it): Pillow's bicubic filter on 8-bit images,
                 sizes rounded to the nearest integer (half to even), an image smaller than the crop is placed at random
@@ -23,9 +23,9 @@ import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
-from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
+from weakseg.ops.fields import ImageField
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
@@ -66,6 +66,13 @@ class View(NamedTuple):
     mirrored: bool
     factor: float = 1.0
     recolour: Callable[[Image], Image] | None = None
+
+    def geometry(self) -> npt.NDArray[np.float32]:
+        """The view's place in the image, see `ops.fields.ImageField`."""
+        (height, width), place = self.size, self.place
+        top, left = place.top - place.crop_top, place.left - place.crop_left
+        box = (top / height, left / width, (top + place.size) / height, (left + place.size) / width)
+        return np.array([*box, self.mirrored], np.float32)
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -121,20 +128,33 @@ class Augmentation(Settings):
             raise ValueError("set scale_range or scale_choices, not both")
         return self
 
-    def __call__(self, image: Image, labels: Image | None, rng: np.random.Generator) -> tuple[FloatImage, Image | None]:
-        """One random view: the normalised image (3, crop, crop) and its label map (crop, crop), if given.
+    def __call__(
+        self, arrays: Mapping[str, Array], fields: Mapping[str, ImageField], rng: np.random.Generator
+    ) -> dict[str, Array]:
+        """One random view of an image and of all that follows it: `image` (3, crop, crop), normalised, and the fields.
 
-        `image` is uint8 (H, W, 3), `labels` uint8 (H, W). Numbers are drawn from `rng` in this order: longer side,
-        scale, horizontal place, vertical place, mirroring, colour; what is switched off draws nothing.
-        Raises `WeaksegError` where image and label map differ in size.
+        `arrays` hold `image`, uint8 (H, W, 3), and the fields by name, as `data.loading.read_fields` gives them.
+        Numbers are drawn from `rng` in this order: longer side, scale, horizontal place, vertical place, mirroring,
+        colour; a setting that is switched off draws nothing.
         """
-        if labels is not None and labels.shape != image.shape[:2]:
-            raise WeaksegError(
-                f"A label map of {labels.shape[1]}×{labels.shape[0]} pixels was given "
-                f"for an image of {image.shape[1]}×{image.shape[0]}; their sizes must be equal."
-            )
+        image = arrays["image"]
         view = self.draw((image.shape[0], image.shape[1]), rng)
-        return self.image(image, view), None if labels is None else self.labels(labels, view)
+        return {
+            "image": self.image(image, view),
+            **{name: self.follow(field, arrays.get(name), view) for name, field in fields.items()},
+        }
+
+    def follow(self, field: ImageField, array: Array | None, view: View) -> Array:
+        """One view of a field, which is None for the view's own geometry."""
+        if field.follows == "geometry":
+            return view.geometry()
+        assert array is not None
+        if field.follows == "whole":
+            return array
+        if field.follows == "maps":
+            return self.maps(array, view)
+        outside = int(array.max()) + 1 if field.follows == "ids" else field.outside
+        return self.labels(array, view, outside)
 
     def draw(self, size: Size, rng: np.random.Generator) -> View:
         """A random view of an image of `size`."""
@@ -157,14 +177,15 @@ class Augmentation(Settings):
             image = view.recolour(image)
         return _turned(normalised_crop(image, view.place, fill), view)
 
-    def labels(self, labels: Image, view: View) -> Image:
-        """One view of a label map (H, W), void outside, (crop, crop)."""
+    def labels(self, labels: Array, view: View, outside: int = VOID) -> Array:
+        """One view of a label map (H, W), with `outside` where the view leaves it, (crop, crop)."""
         if self.style == "seam_retrain":
             labels = scale_nearest(labels, view.size, view.factor)
-        return _turned(crop(resize_labels(labels, view.size), view.place, VOID), view)
+        return _turned(crop(resize_labels(labels, view.size), view.place, outside), view)
 
     def maps(self, maps: FloatImage, view: View) -> FloatImage:
-        """One view of maps (K, H, W), 0 outside, (K, crop, crop)."""
+        """One view of maps (K, H, W) of any float type, 0 outside, (K, crop, crop) float32."""
+        maps = maps.astype(np.float32, copy=False)
         return _turned(crop(resize_maps(maps, view.size).transpose(1, 2, 0), view.place, 0).transpose(2, 0, 1), view)
 
     def _draw_size(self, size: Size, rng: np.random.Generator) -> tuple[Size, float]:

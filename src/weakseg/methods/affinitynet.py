@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,24 +39,25 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weakseg.data.transforms import Augmentation, View
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID
 from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_probabilities
-from weakseg.ops.pairs import Pairs, kinds_of_pairs, shifted
+from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
+from weakseg.ops.fields import ImageField
+from weakseg.ops.pairs import Pairs, count_pairs, kinds_of_pairs, shifted
 from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius
-from weakseg.parallel import mean_over_ranks
 
 WIDTHS = (64, 128, 256)
 CHANNELS_PER_GROUP = 8
 EPSILON = 1e-5
 
 
-class AffinityNet(nn.Module):
+class AffinityNet(base.Refiner):
     """A backbone and a head on three of its stages. It knows nothing of classes.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -92,9 +93,10 @@ class AffinityNet(nn.Module):
         log2_steps: int = Field(default=8, ge=0, le=16)
         all_pairs: bool = Field(default=False, description="also those near the borders that the program leaves out")
 
+    fields: ClassVar[Mapping[str, ImageField]] = {"low": ImageField("maps"), "high": ImageField("maps")}
+
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         channels = [self.backbone.channels[stage - 1] for stage in settings.taps]
         self.reductions = nn.ModuleList(
@@ -104,11 +106,17 @@ class AffinityNet(nn.Module):
         nn.init.xavier_uniform_(self.combination.weight, gain=4)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
-        """`image` (N, 3, H, W) and `labels` (N, h, w) uint8 at the stride of the affinities, 255 void. Labels of one
-        image are only compared with each other, so any numbers do."""
+        """Sums over pairs, for `image` (N, 3, H, W) and `labels` (N, h, w) uint8 at the stride of the affinities, 255
+        void. Labels of one image are only compared with each other, so any numbers do."""
         labels = batch["labels"]
         radius = reduced_radius((labels.shape[-2], labels.shape[-1]))
         return affinity_losses(pair_affinities(self.features(batch["image"]), radius), pairs(labels, radius))
+
+    def counts(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The pairs of each kind."""
+        labels = batch["labels"]
+        counts = count_pairs(labels, reduced_radius((labels.shape[-2], labels.shape[-1])))
+        return dict(zip(("background", "foreground", "different"), counts.unbind(), strict=True))
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to features (N, 448, h, w), whose distances make the affinities."""
@@ -138,26 +146,19 @@ class AffinityNet(nn.Module):
         low, high = dense_crf(image, unaries, PARAMETERS[settings.crf])
         return {"low": low.astype(np.float16), "high": high.astype(np.float16)}
 
-    @staticmethod
-    def training_sample(
-        settings: Settings,
-        image: base.Image,
-        evidence: base.Evidence,
-        augmentation: Augmentation,
-        rng: np.random.Generator,
-    ) -> dict[str, Tensor]:
-        """A random view: `image` (3, crop, crop) and `labels` (h, w) for `losses`.
+    @classmethod
+    def prepare(cls, settings: Settings, view: base.Item) -> base.Item:
+        """A view of the evidence becomes `labels` (h, w) for `losses`.
 
         Raises `WeaksegError` for a crop that is too small to have pairs of pixels.
         """
-        view = augmentation.draw((image.shape[0], image.shape[1]), rng)
-        labels = view_labels(evidence, augmentation, view, settings.stride)
+        labels = view_labels(view["low"], view["high"], settings.stride)
         if reduced_radius((labels.shape[0], labels.shape[1])) < 2:
             raise WeaksegError(
-                f"A crop of {augmentation.crop} pixels is {len(labels)} cells wide at stride {settings.stride}; there "
-                "are no pairs of pixels to learn from. Take at least 11 cells (augment.crop)."
+                f"A crop of {view['image'].shape[-1]} pixels is {len(labels)} cells wide at stride {settings.stride}; "
+                "there are no pairs of pixels to learn from. Take at least 11 cells (augment.crop)."
             )
-        return {"image": torch.as_tensor(augmentation.image(image, view)), "labels": torch.as_tensor(labels)}
+        return {"image": view["image"], "labels": labels}
 
     # The walk ---------------------------------------------------------------------------------------------------------
 
@@ -216,10 +217,10 @@ def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 
-def view_labels(evidence: base.Evidence, augmentation: Augmentation, view: View, stride: int) -> npt.NDArray[np.uint8]:
-    """The affinity labels (h, w) of one view of the marginals that `AffinityNet.evidence` gives."""
-    both = np.concatenate([evidence["low"], evidence["high"]]).astype(np.float32)
-    cells = F.avg_pool2d(_padded(torch.as_tensor(augmentation.maps(both, view)), stride), stride).numpy()
+def view_labels(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], stride: int) -> npt.NDArray[np.uint8]:
+    """The affinity labels (h, w) of one view of the marginals (1 + K, H, W) that `AffinityNet.evidence` gives."""
+    both = torch.as_tensor(np.concatenate([low, high]))
+    cells = F.avg_pool2d(_padded(both, stride), stride).numpy()
     return affinity_labels(*np.split(cells, 2))
 
 
@@ -277,19 +278,15 @@ def pairs(labels: Tensor, radius: int) -> Pairs:
 
 
 def affinity_losses(affinities: Tensor, pairs: Pairs) -> dict[str, Tensor]:
-    """The three terms of the loss, each a mean over its pairs in all processes' batches, 0 where there are none."""
+    """The three terms of the loss, weighted, each a sum over its pairs."""
     alike = -torch.log(affinities + EPSILON)
     # In this order: where a = 1, the slope is that of float32's 1 + 1e-5.
     unlike = -torch.log((1 + EPSILON) - affinities)
     return {
-        "background": _mean(alike, pairs.background) / 4,
-        "foreground": _mean(alike, pairs.foreground) / 4,
-        "different": _mean(unlike, pairs.different) / 2,
+        "background": (alike * pairs.background).sum() / 4,
+        "foreground": (alike * pairs.foreground).sum() / 4,
+        "different": (unlike * pairs.different).sum() / 2,
     }
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return mean_over_ranks((values * chosen).sum(), chosen.sum())
 
 
 # Published checkpoints ------------------------------------------------------------------------------------------------

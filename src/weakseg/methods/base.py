@@ -1,46 +1,324 @@
-"""What a method offers to the rest of the library, and how its file is found by name.
+"""What a method offers to the rest of the library, and how it is found by name.
 
-A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>`, `REFINER = <class>` or
-`SEGMENTER = <class>`. If its authors published weights, `CHECKPOINTS = [Checkpoint(…), …]` says how to read them,
-and `weakseg convert` turns them into a model folder. Nothing else has to be registered anywhere.
+A file `methods/<name>.py` declares what it is by a module attribute: `LOCALISER = <class>`, `REFINER = <class>`,
+`SEGMENTER = <class>` or `RULE = <class>`, a subclass of the class of that name here. If its authors published weights,
+`CHECKPOINTS = [Checkpoint(…), …]` says how to read them, and `weakseg convert` turns them into a model folder. Nothing
+else has to be registered anywhere.
 
-Their constructors take `load_weights=False` where the weights come from a file afterwards, so that none are
-loaded twice.
+A method from outside of the package is named by the path of its file ("mine/method.py"), or by a name that an installed
+package gives as an entry point of the group "weakseg.methods", whose value is a module with the same attributes.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
+import importlib.util
+import inspect
 import pkgutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.fields import LABELS, TAGS, Batch, ImageField
 from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
-if TYPE_CHECKING:
-    from weakseg.data.transforms import Augmentation
-
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Kind", "Localiser", "Reading", "Refiner", "Segmenter",
-    "Separating", "Settings", "Trainable", "checkpoints", "find_method", "methods",
+    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
+    "Refiner", "Segmenter", "Separating", "Settings", "checkpoints", "find_method", "kind_of", "means", "methods",
+    "version_of",
 ]  # fmt: skip
 
-Kind = Literal["LOCALISER", "REFINER", "SEGMENTER"]
-Batch = Mapping[str, Tensor]
 Image = npt.NDArray[np.uint8]
 """RGB, (H, W, 3)."""
+Item = dict[str, npt.NDArray[Any]]
+"""One image with its fields, as named arrays."""
 Evidence = Mapping[str, npt.NDArray[Any]]
 """What a refiner learns from one image, as named arrays."""
+
+ENTRY_POINTS = "weakseg.methods"
+AnySettings = Settings
+
+
+class Method(nn.Module, ABC):
+    """A network with its losses. Subclasses call `super().__init__(settings)`.
+
+    `load_weights=False` skips pretrained weights, for a caller who fills the network from a checkpoint. `version` is
+    raised with every change that changes results: finished stages of earlier versions are then done again.
+    """
+
+    Settings: ClassVar[type[AnySettings]] = Settings
+    """What the network and its training depend on."""
+    Options: ClassVar[type[AnySettings]] = Settings
+    """What a trained network can be told without training it anew; in force are those in `options`."""
+    version: ClassVar[int] = 1
+    fields: ClassVar[Mapping[str, ImageField]] = {}
+    """What is read beside the image, in training and, if a field says so, at inference."""
+
+    def __init__(self, settings: Any, num_classes: int = 0, *, load_weights: bool = True) -> None:
+        super().__init__()
+        self.settings = settings
+        self.options: Any = self.Options()
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars for `image` (N, 3, H, W) and the `fields`, as `prepare` leaves them.
+
+        A scalar is a mean over the images of the batch or, if `counts` has its name, a sum over so many things. The
+        mean of each is taken over the whole update, all processes and micro-batches; the sum of all means is minimised.
+        """
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Over how many things (labelled pixels, pairs) the sums among the `losses` are, by their names: ().
+
+        They depend on the batch alone, not on the weights, and are found without running the network.
+        """
+        return {}
+
+    @abstractmethod
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
+
+    @classmethod
+    def prepare(cls, settings: Any, view: Item) -> Item:
+        """What is learned from one random view of an image (3, H, W) and its fields; happens in loading processes."""
+        return view
+
+    def begin_update(self, update: int, updates: int) -> None:
+        """Get ready for update `update` (0 … updates - 1): set the weight of a loss that warms up, say."""
+
+    def end_update(self) -> None:
+        """Called by all processes after the weights were changed: note what was seen in this update, say."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What else training needs to go on, besides parameters and buffers: memory banks, say. Part of checkpoints,
+        not of model folders; names and shapes may change from call to call."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `training_state` gave."""
+
+
+class Localiser(Method):
+    """A classifier that shows where it looks."""
+
+    fields: ClassVar[Mapping[str, ImageField]] = {"tags": TAGS}
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> Tensor:
+        """`image` (N, 3, H, W) to the logits of the classes' presence (N, C)."""
+
+    @abstractmethod
+    def activation_maps(self, batch: Batch) -> Tensor:
+        """`image` (N, 3, H, W) to maps (N, C, h, w), not yet normalised. They are not negative, unless the maps'
+        stage has the style "raw"."""
+
+
+class Segmenter(Method):
+    """Decides the class of every pixel."""
+
+    fields: ClassVar[Mapping[str, ImageField]] = {"labels": LABELS}
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """`image` (N, 3, H, W) to scores (N, 1 + C, h, w), background first."""
+
+
+class Refiner(Method):
+    """Learns from images and their activation maps how to spread such maps over the objects they lie on.
+
+    Its `fields` are read from the evidence of an image, which is computed before the training from the settings alone.
+    """
+
+    @staticmethod
+    @abstractmethod
+    def evidence(settings: Any, image: Image, maps: ActivationMaps) -> Evidence:
+        """What is learned from one image; computed once and kept in a file."""
+
+    @abstractmethod
+    def refine(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> ActivationMaps:
+        """The maps of one image, spread. The network is on `device`, in evaluation mode. Maps that get a background
+        score of their own begin with label 0; all maps that a refiner returns do, or none."""
+
+
+@runtime_checkable
+class Separating(Protocol):
+    """A refiner that tells the instances of a class apart."""
+
+    InstanceOptions: ClassVar[type[AnySettings]]
+
+    def instances(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> Instances:
+        """The instances of the classes in `maps`. The network is on `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A method of any kind that looks at its training images once more after the training."""
+
+    def conclude(self, items: Iterable[Item], device: torch.device) -> None:
+        """`items` are this process's images, uint8 (H, W, 3), with their fields, not augmented; all processes call
+        this. The network is on `device`."""
+        ...
+
+
+class MaskRule(ABC):
+    """Makes pseudo-masks from activation maps in a method's own way."""
+
+    Settings: ClassVar[type[AnySettings]] = Settings
+    version: ClassVar[int] = 1
+    fields: ClassVar[Mapping[str, ImageField]] = {}
+    """What is read beside the image."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def mask(self, item: Item, maps: ActivationMaps, tags: Collection[int], num_classes: int) -> npt.NDArray[np.uint8]:
+        """The label map (H, W) of one image: 0 background, 1 … C, 255 void. `item` holds `image`, uint8 (H, W, 3), and
+        the fields that the rule reads; `tags` are the labels 1 … C that the image is known to show."""
+
+
+Kind = type[Method] | type[MaskRule]
+KINDS: Mapping[str, Kind] = {"localiser": Localiser, "refiner": Refiner, "segmenter": Segmenter, "rule": MaskRule}
+M = TypeVar("M", Localiser, Refiner, Segmenter, MaskRule, Method)
+
+
+def kind_of(method: Method) -> str:
+    """The kind of a method: "localiser", "refiner" or "segmenter"."""
+    return next(name for name, kind in KINDS.items() if isinstance(method, kind))
+
+
+def means(losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], parts: int = 1) -> dict[str, Tensor]:
+    """The losses with sums turned into means; a sum over nothing becomes 0.
+
+    `counts` are those of a whole update, of which this batch is one of so many `parts`: the average over the parts is
+    the mean over all.
+    """
+    return {
+        name: value * parts / counts[name].clamp(min=1) if name in counts else value for name, value in losses.items()
+    }
+
+
+# Finding methods ------------------------------------------------------------------------------------------------------
+
+
+def methods(kind: type[M]) -> dict[str, type[M]]:
+    """All methods of one kind by name: those of the package and those that installed packages bring."""
+    import weakseg.methods as package
+
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    modules |= {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
+    return {name: _declared(module, kind) for name, module in modules.items() if hasattr(module, _attribute(kind))}
+
+
+def find_method(kind: type[M], name: str) -> type[M]:
+    """The class of a method by its name or the path of its file. Raises `WeaksegError` for an unknown one, with the
+    names there are, and for a file that cannot be imported or declares nothing of this kind."""
+    if name.endswith(".py"):
+        module = _module_in(Path(name).expanduser().resolve())
+        if not hasattr(module, _attribute(kind)):
+            raise WeaksegError(f"{name} declares no {_word(kind)}: set {_attribute(kind)} to its class at the end.")
+        return _declared(module, kind)
+    known = methods(kind)
+    if name not in known:
+        raise WeaksegError(
+            f'There is no {_word(kind)} "{name}". There are: {", ".join(sorted(known))}. A file must end in .py.'
+        )
+    return known[name]
+
+
+def version_of(method: Kind) -> list[Any]:
+    """What changes when results of a method may change: its version and, for a method under development, a digest of
+    its source (without comments and docstrings). Methods of an installed weakseg change with the version alone."""
+    module = sys.modules[method.__module__]
+    path = Path(inspect.getfile(module))
+    installed = module.__name__.startswith("weakseg.") and "site-packages" in path.parts
+    return [method.version] if installed else [method.version, _digest(path.read_text(encoding="utf-8"))]
+
+
+def _word(kind: Kind) -> str:
+    return next(name for name, known in KINDS.items() if known is kind)
+
+
+def _attribute(kind: Kind) -> str:
+    return _word(kind).upper()
+
+
+def _declared(module: ModuleType, kind: type[M]) -> type[M]:
+    declared = getattr(module, _attribute(kind))
+    if not (isinstance(declared, type) and issubclass(declared, kind)):
+        raise WeaksegError(
+            f"{module.__file__}: {_attribute(kind)} is {declared!r}, expected a subclass of weakseg.methods.base."
+            f"{kind.__name__}."
+        )
+    if missing := sorted(getattr(declared, "__abstractmethods__", ())):
+        raise WeaksegError(f"{module.__file__}: {declared.__name__} lacks {', '.join(missing)} (see {kind.__name__}).")
+    return declared
+
+
+def _loaded(entry: Any) -> ModuleType:
+    try:
+        return cast(ModuleType, entry.load())
+    except Exception as error:
+        raise WeaksegError(f"The installed method {entry.name} ({entry.value}) cannot be imported: {error}.") from error
+
+
+def _module_in(path: Path) -> ModuleType:
+    """The module in a file, imported again only when the file has changed."""
+    if not path.is_file():
+        raise WeaksegError(f"There is no file {path} with a method.")
+    return _imported(path, path.read_bytes())
+
+
+@cache
+def _imported(path: Path, source: bytes) -> ModuleType:
+    name = f"weakseg_method_{hashlib.sha256(str(path).encode() + source).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except WeaksegError:
+        raise
+    except Exception as error:  # whatever a stranger's file does
+        del sys.modules[name]
+        raise WeaksegError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
+    return module
+
+
+def _digest(source: str) -> str:
+    """Changes with what a source does, not with how it is explained."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+# Published checkpoints ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,127 +350,11 @@ class Checkpoint:
     read: Callable[[Mapping[str, Tensor]], Reading]
 
 
-class Trainable(Protocol):
-    """What the training loop knows of a network. Implementations are `nn.Module`s."""
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars; their sum is minimised.
-
-        Each is a mean over the batch. Processes and micro-batches are averaged, so a mean over things of which batches
-        hold different numbers (pixels with a label, say) goes through `parallel.mean_over_ranks`, which makes it the
-        mean over the whole update. Their number may depend on the batch, not on the weights.
-        """
-        ...
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups for SGD: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
-        ...
-
-
-class Localiser(Trainable, Protocol):
-    """Trained from batches of `image` (N, 3, H, W) float32 and `tags` (N, C) float32 of 0 and 1."""
-
-    Settings: ClassVar[type[Settings]]
-
-    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
-
-    def scores(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to the logits of the classes' presence (N, C)."""
-        ...
-
-    def activation_maps(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to non-negative maps (N, C, h, w), not yet normalised."""
-        ...
-
-
-class Refiner(Trainable, Protocol):
-    """Learns from images and their activation maps how to spread such maps over the things they lie on.
-
-    It is trained from batches of what `training_sample` gives. What precedes the training needs the settings alone and
-    happens in other processes, hence the static methods.
-    """
-
-    Options: ClassVar[type[Settings]]
-    """What `refine` may be told without training anew."""
-    Settings: ClassVar[type[Settings]]
-
-    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
-
-    @staticmethod
-    def evidence(settings: Any, image: Image, maps: ActivationMaps) -> dict[str, npt.NDArray[Any]]:
-        """What is learned from one image; computed once and kept in a file."""
-        ...
-
-    @staticmethod
-    def training_sample(
-        settings: Any, image: Image, evidence: Evidence, augmentation: Augmentation, rng: np.random.Generator
-    ) -> dict[str, Tensor]:
-        """One random view: `image` (3, crop, crop) float32, normalised, and what `losses` compares it with."""
-        ...
-
-    def refine(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> ActivationMaps:
-        """The maps of one image, spread. The network is on `device`, in evaluation mode. Maps that get a background
-        score of their own begin with label 0; all maps that a refiner returns do, or none."""
-        ...
-
-
-@runtime_checkable
-class Separating(Protocol):
-    """A refiner that tells the instances of a class apart."""
-
-    InstanceOptions: ClassVar[type[Settings]]
-
-    def instances(self, image: Image, maps: ActivationMaps, options: Any, device: torch.device) -> Instances:
-        """The instances of the classes in `maps`. The network is on `device`, in evaluation mode."""
-        ...
-
-
-@runtime_checkable
-class Concluding(Protocol):
-    """A refiner that looks at its training images once more after the training."""
-
-    def conclude(self, images: Iterable[Image], device: torch.device) -> None:
-        """`images` are this process's part of them; all processes call this. The network is on `device`."""
-        ...
-
-
-class Segmenter(Trainable, Protocol):
-    """Trained from batches of `image` (N, 3, H, W) float32 and `labels` (N, H, W) uint8, 255 void."""
-
-    Settings: ClassVar[type[Settings]]
-
-    def __init__(self, settings: Any, num_classes: int, *, load_weights: bool = True) -> None: ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w), background first."""
-        ...
-
-
-def methods(kind: Kind) -> dict[str, type[Any]]:
-    """All methods of one kind by name."""
-    import weakseg.methods as package
-
-    found = {}
-    for module_info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"weakseg.methods.{module_info.name}")
-        if hasattr(module, kind):
-            found[module_info.name] = getattr(module, kind)
-    return found
-
-
-def find_method(kind: Kind, name: str) -> type[Any]:
-    """The class of a method; an unknown name raises with the names there are."""
-    known = methods(kind)
-    if name not in known:
-        raise WeaksegError(f'There is no {kind.lower()} "{name}". There are: {", ".join(sorted(known))}.')
-    return known[name]
-
-
-def checkpoints() -> list[tuple[Kind, str, Checkpoint]]:
+def checkpoints() -> list[tuple[str, str, Checkpoint]]:
     """All published checkpoints that can be read, with the kind and the name of the method they belong to."""
-    found: list[tuple[Kind, str, Checkpoint]] = []
-    for kind in get_args(Kind):
-        for name, method in methods(kind).items():
+    found: list[tuple[str, str, Checkpoint]] = []
+    for word, kind in KINDS.items():
+        for name, method in methods(cast(type[Method], kind)).items():
             module = sys.modules[method.__module__]
-            found += [(kind, name, checkpoint) for checkpoint in getattr(module, "CHECKPOINTS", ())]
+            found += [(word, name, checkpoint) for checkpoint in getattr(module, "CHECKPOINTS", ())]
     return found

@@ -33,7 +33,7 @@ from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 
 
-class CAM(nn.Module):
+class CAM(base.Localiser):
     """A backbone, global average pooling and a linear classifier. `settings.backbone.frozen_stages` cuts the gradient.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -53,27 +53,26 @@ class CAM(nn.Module):
         map_power: float = Field(default=1.0, gt=0, description="what the activation maps are raised to")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         self.dropout = nn.Dropout2d(0.5) if settings.form == "affinitynet" else nn.Identity()
         self.classifier = nn.Conv2d(self.backbone.channels[-1], num_classes, 1, bias=False)
         if settings.form == "affinitynet":
             nn.init.xavier_uniform_(self.classifier.weight)
 
-    def scores(self, images: Tensor) -> Tensor:
+    def scores(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to a score per class (N, C); its sigmoid is the class's probability."""
-        features = self.dropout(self.backbone(images)[-1])
+        features = self.dropout(self.backbone(batch["image"])[-1])
         return self.classifier(features.mean((2, 3), keepdim=True)).flatten(1)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
         """The multi-label soft-margin loss, mean over classes and images."""
-        scores = self.scores(batch["image"]).float()  # logarithms of bf16 would be too coarse
+        scores = self.scores(batch).float()  # logarithms of bf16 would be too coarse
         return {"classification": F.multilabel_soft_margin_loss(scores, batch["tags"])}
 
-    def activation_maps(self, images: Tensor) -> Tensor:
+    def activation_maps(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to maps ≥ 0 of all classes (N, C, h, w), not yet normalised."""
-        maps = F.relu(self.classifier(self.backbone(images)[-1]))
+        maps = F.relu(self.classifier(self.backbone(batch["image"])[-1]))
         return maps if self.settings.map_power == 1 else maps**self.settings.map_power
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

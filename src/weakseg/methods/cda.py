@@ -26,7 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from weakseg.data.images import read_cutout, write_image
-from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.loading import Draw, TrainingImages, generator
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import BACKGROUND, VOID, Classes
@@ -54,7 +54,6 @@ SCALES = (0.8, 1.2)
 LARGEST_ANGLE = 90
 PASTING_STREAM = 2
 """The randomness of a pasted image is not that of the original, which stays what it is without pasting."""
-PARITY_DECAY = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +62,14 @@ class Settings(base.Settings):
     """`rotate` turns crops by up to 90°, `rotate_blur` also softens their border, `scale` changes their size by up to a
     fifth instead."""
 
-    variant: Variant = "rotate"
+    variant: Variant = Field(default="rotate", description="what is done to objects before they are pasted")
     fewest_crops: int = Field(
         default=10, ge=1, description="of a class that is pasted; fewer would be known by heart, with their faults"
     )
-    parity: bool = Field(default=False, description="as the authors' program does it, see the page on CDA; slow")
+    parity: bool = Field(
+        default=False,
+        description="warp objects as the authors' program does; slow. Its learning rate is train.falls_until=0.5",
+    )
 
 
 # The pool -------------------------------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ class Pool:
         """The pool without classes that have fewer crops."""
         return replace(self, names=[names if len(names) >= count else () for names in self.names])
 
-    def draw(self, present: Tensor, rng: np.random.Generator) -> tuple[int, str] | None:
+    def draw(self, present: npt.NDArray[np.float32], rng: np.random.Generator) -> tuple[int, str] | None:
         """A class that is absent from the tags `present` (C,), each as likely as any other, and the name of a crop
         of it; None where all classes with crops are present."""
         absent = [label for label in self.labels if not present[label - 1]]
@@ -301,11 +303,11 @@ class PastedPairs(TorchDataset[dict[str, Tensor]]):
     The originals are what they are without pasting. An image that has all classes of the pool is a pair with itself.
     """
 
-    images: TaggedImages
+    images: TrainingImages
     pool: Pool
     settings: Settings
 
-    images_per_draw = 2
+    images_per_draw: ClassVar[int] = 2
 
     def __len__(self) -> int:
         return len(self.images)
@@ -316,26 +318,31 @@ class PastedPairs(TorchDataset[dict[str, Tensor]]):
 
     def pair(self, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The original and the pasted image of a draw, both augmented."""
-        image, tags = self.images.read(draw)
+        item = self.images.read(draw)
         rng = generator(self.images.seed, draw, PASTING_STREAM)
-        original = self.images.view(image, tags, generator(self.images.seed, draw))
-        return original, self.images.view(*self.pasted(image, tags, rng), rng)
+        original = self.images.view(item, generator(self.images.seed, draw))
+        return original, self.images.view(self.pasted(item, rng), rng)
 
-    def pasted(self, image: base.Image, tags: Tensor, rng: np.random.Generator) -> tuple[base.Image, Tensor]:
-        """An image with an object of another class, not yet augmented, and the tags of both."""
-        drawn = self.pool.draw(tags, rng)
+    def pasted(self, item: base.Item, rng: np.random.Generator) -> base.Item:
+        """An image and its tags with an object of another class, not yet augmented."""
+        drawn = self.pool.draw(item["tags"], rng)
         if drawn is None:
-            return image, tags
+            return item
         label, name = drawn
-        union = tags.clone()
+        union = item["tags"].copy()
         union[label - 1] = 1
-        return paste(image, self.pool.read(label, name), self.settings, rng), union
+        return {**item, "image": paste(item["image"], self.pool.read(label, name), self.settings, rng), "tags": union}
 
 
 def with_pasting(
-    images: TaggedImages, pool: Pool, settings: Settings, classes: Classes
-) -> TorchDataset[dict[str, Tensor]]:
-    """Pairs of images, or just the images where no class has enough crops. It is said what is never pasted."""
+    images: TrainingImages, pool: Pool, settings: Settings, classes: Classes
+) -> PastedPairs | TrainingImages:
+    """Pairs of images, or just the images where no class has enough crops. It is said what is never pasted.
+
+    Raises `WeaksegError` for fields that would show what lies under a pasted object.
+    """
+    if beside := [name for name, field in images.fields.items() if field.spatial]:
+        raise WeaksegError(f"Objects cannot be pasted on images with the fields {', '.join(beside)}, which lack them.")
     enough = pool.with_at_least(settings.fewest_crops)
     if not enough.labels:
         logger.warning(

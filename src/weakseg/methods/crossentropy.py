@@ -10,15 +10,14 @@ from torch.nn import functional as F
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.ops.resize import resize_labels
-from weakseg.parallel import mean_over_ranks
 
 Place = Literal["output", "image"]
 """Where scores and labels meet: at the size of the scores, or at that of the labels."""
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, place: Place, *, align_corners: bool = False) -> Tensor:
-    """Cross entropy of scores (N, 1 + C, h, w) with labels (N, H, W), mean over the pixels that have a label in all
-    processes' batches; 0 where there are none. `align_corners` says how scores come to the size of the labels.
+    """Cross entropy of scores (N, 1 + C, h, w) with labels (N, H, W), summed over the pixels that have a label
+    (`labelled_pixels`). `align_corners` says how scores come to the size of the labels.
 
     Raises `WeaksegError` for labels that are neither 0 … C nor void.
     """
@@ -27,8 +26,14 @@ def cross_entropy(scores: Tensor, labels: Tensor, place: Place, *, align_corners
         labels = resize_labels(labels, (scores.shape[-2], scores.shape[-1]))
     else:
         scores = F.interpolate(scores, labels.shape[-2:], mode="bilinear", align_corners=align_corners)
-    total = F.cross_entropy(scores.float(), labels.long(), ignore_index=VOID, reduction="sum")
-    return mean_over_ranks(total, (labels != VOID).sum())
+    return F.cross_entropy(scores.float(), labels.long(), ignore_index=VOID, reduction="sum")
+
+
+def labelled_pixels(labels: Tensor, size: tuple[int, ...], place: Place) -> Tensor:
+    """How many pixels `cross_entropy` is summed over, for labels (N, H, W) and scores of a size (h, w)."""
+    if place == "output":
+        labels = resize_labels(labels, (size[0], size[1]))
+    return (labels != VOID).sum()
 
 
 def _check(labels: Tensor, num_classes: int) -> None:

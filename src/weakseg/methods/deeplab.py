@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.methods import base
-from weakseg.methods.crossentropy import Place, cross_entropy
+from weakseg.methods.crossentropy import Place, cross_entropy, labelled_pixels
 from weakseg.models.aspp import ASPP
 from weakseg.models.norm import FixedBatchNorm2d
 from weakseg.models.originals import read_caffe_deeplab
@@ -37,17 +37,21 @@ from weakseg.models.registry import BackboneSettings, build_backbone
 
 PUBLISHED_PREFIX = "base."
 
-
-class Pyramid(NamedTuple):
-    """Scores (N, 1 + C, h, w) of an image at three scales, each of its own size, and their maximum at the largest."""
-
-    full: Tensor
-    half: Tensor
-    three_quarters: Tensor
-    maximum: Tensor
+T = TypeVar("T")
+Size = tuple[int, ...]
 
 
-class DeepLab(nn.Module):
+class Pyramid(NamedTuple, Generic[T]):
+    """Scores (N, 1 + C, h, w) of an image at three scales, each of its own size, and their maximum at the largest; or
+    something of each."""
+
+    full: T
+    half: T
+    three_quarters: T
+    maximum: T
+
+
+class DeepLab(base.Segmenter):
     """A backbone and ASPP. `num_classes` is C, without the background.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -67,22 +71,22 @@ class DeepLab(nn.Module):
         loss_at: Place = "output"
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         if settings.backbone.weights is not None:
             _fix_normalisation(self.backbone)
         self.aspp = ASPP(self.backbone.channels[-1], 1 + num_classes, settings.rates)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w) at the stride of the backbone."""
+        images = batch["image"]
         return self.pyramid(images).maximum if self.settings.multi_scale else self.scores(images)
 
     def scores(self, images: Tensor) -> Tensor:
         """Scores (N, 1 + C, h, w) of the images as they are."""
         return self.aspp(self.backbone(images)[-1])
 
-    def pyramid(self, images: Tensor) -> Pyramid:
+    def pyramid(self, images: Tensor) -> Pyramid[Tensor]:
         """Scores at the scales 1, 1/2 and 3/4, and their maximum."""
         full, half, three_quarters = (self.scores(_scaled(images, quarters)) for quarters in (4, 2, 3))
         size = full.shape[-2:]
@@ -90,7 +94,7 @@ class DeepLab(nn.Module):
         return Pyramid(full, half, three_quarters, maximum)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
-        """Cross entropy, mean over the pixels with a label in all processes' batches; 0 where there are none.
+        """Cross entropy of the scores, or of the score maps of all scales, summed over the pixels with a label.
 
         Raises `WeaksegError` for labels that are neither 0 … C nor void.
         """
@@ -99,6 +103,19 @@ class DeepLab(nn.Module):
             return {"segmentation": cross_entropy(self.scores(images), labels, place)}
         pyramid = self.pyramid(images)._asdict()
         return {f"segmentation_{name}": cross_entropy(scores, labels, place) for name, scores in pyramid.items()}
+
+    def counts(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The pixels with a label, where each score map meets the labels."""
+        labels, place = batch["labels"], self.settings.loss_at
+        if not self.settings.multi_scale:
+            return {"segmentation": labelled_pixels(labels, self.score_size(labels.shape[-2:]), place)}
+        full, half, three_quarters = (self.score_size(_scaled_size(labels.shape[-2:], q)) for q in (4, 2, 3))
+        sizes = Pyramid(full, half, three_quarters, full)._asdict()
+        return {f"segmentation_{name}": labelled_pixels(labels, size, place) for name, size in sizes.items()}
+
+    def score_size(self, size: Size) -> Size:
+        """The size of the scores of images of a size."""
+        return self.backbone.output_size(size)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The backbone, ASPP's weights, and its biases at twice their rate and without weight decay.
@@ -124,8 +141,11 @@ def _fix_normalisation(backbone: nn.Module) -> None:
 def _scaled(images: Tensor, quarters: int) -> Tensor:
     """Images at `quarters` / 4 of their size, rounded down but at least 1. Sizes are given rather than factors, so
     that the corners of all scales meet when sizes are not divisible by 4."""
-    height, width = (max(1, side * quarters // 4) for side in images.shape[-2:])
-    return images if quarters == 4 else _resized(images, (height, width))
+    return images if quarters == 4 else _resized(images, _scaled_size(images.shape[-2:], quarters))
+
+
+def _scaled_size(size: Size, quarters: int) -> Size:
+    return tuple(max(1, side * quarters // 4) for side in size)
 
 
 def _resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:

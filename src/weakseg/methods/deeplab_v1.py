@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.methods import base
-from weakseg.methods.crossentropy import Place, cross_entropy
+from weakseg.methods.crossentropy import Place, cross_entropy, labelled_pixels
 from weakseg.models.norm import FixedBatchNorm2d, use_batch_statistics
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -33,7 +33,7 @@ WIDTH = 512
 DILATION = 12
 
 
-class DeepLabV1(nn.Module):
+class DeepLabV1(base.Segmenter):
     """A backbone and a head. `num_classes` is C, without the background.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -55,8 +55,7 @@ class DeepLabV1(nn.Module):
         loss_at: Place = "image"
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         channels = self.backbone.channels[-1]
         if settings.head == "wide":
@@ -92,12 +91,13 @@ class DeepLabV1(nn.Module):
             x = F.relu(self.bn_fov2(self.conv_fov2(x)))
         return self.cls_conv(self.dropout(x))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to scores (N, 1 + C, H, W), corner to corner."""
+        images = batch["image"]
         return F.interpolate(self.scores(images), images.shape[-2:], mode="bilinear", align_corners=True)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
-        """Cross entropy, mean over the pixels with a label in all processes' batches; 0 where there are none.
+        """Cross entropy, summed over the pixels with a label.
 
         Raises `WeaksegError` for labels that are neither 0 … C nor void, and for a batch that has no statistics.
         """
@@ -105,6 +105,13 @@ class DeepLabV1(nn.Module):
         if self.settings.norm == "batch" and self.training and len(images) == 1:
             self._require_statistics(images)
         return {"segmentation": cross_entropy(self.scores(images), labels, self.settings.loss_at, align_corners=True)}
+
+    def counts(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The pixels with a label, where scores and labels meet."""
+        labels = batch["labels"]
+        return {
+            "segmentation": labelled_pixels(labels, self.backbone.output_size(labels.shape[-2:]), self.settings.loss_at)
+        }
 
     def _require_statistics(self, images: Tensor) -> None:
         if max(images.shape[-2:]) <= self.backbone.strides[-1]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weakseg.methods import base
-from weakseg.methods.crossentropy import Place, cross_entropy
+from weakseg.methods.crossentropy import Place, cross_entropy, labelled_pixels
 from weakseg.models.deeplab_resnet import ConvNorm
 from weakseg.models.norm import initialise
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -31,7 +31,7 @@ WIDTH = 256
 LOW_WIDTH = 48
 
 
-class DeepLabV3(nn.Module):
+class DeepLabV3(base.Segmenter):
     """A backbone, the pyramid and, for v3+, the decoder. `num_classes` is C, without the background.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -51,8 +51,7 @@ class DeepLabV3(nn.Module):
         loss_at: Place = "image"
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         self.aspp = Pyramid(self.backbone.channels[-1], settings.rates)
         self.fc1 = ConvNorm((len(settings.rates) + 2) * WIDTH, WIDTH, 1)
@@ -66,9 +65,10 @@ class DeepLabV3(nn.Module):
     def _head(self) -> list[nn.Module]:
         return [module for name, module in self.named_children() if name != "backbone"]
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to scores (N, 1 + C, H, W) or, without decoder, (N, 1 + C, h, w) at the
         stride of the backbone."""
+        images = batch["image"]
         _, low, *_, high = self.backbone(images)
         deep = F.relu(self.fc1(self.aspp(high)))
         if not self.settings.decoder:
@@ -78,11 +78,17 @@ class DeepLabV3(nn.Module):
         return _resized(scores, images.shape[-2:])
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
-        """Cross entropy, mean over the pixels with a label in all processes' batches; 0 where there are none.
+        """Cross entropy, summed over the pixels with a label.
 
         Raises `WeaksegError` for labels that are neither 0 … C nor void.
         """
-        return {"segmentation": cross_entropy(self.logits(batch["image"]), batch["labels"], self.settings.loss_at)}
+        return {"segmentation": cross_entropy(self.logits(batch), batch["labels"], self.settings.loss_at)}
+
+    def counts(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The pixels with a label, where scores and labels meet."""
+        labels = batch["labels"]
+        size = labels.shape[-2:] if self.settings.decoder else self.backbone.output_size(labels.shape[-2:])
+        return {"segmentation": labelled_pixels(labels, size, self.settings.loss_at)}
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The backbone, and the head at `head_lr_factor` times its rate."""

@@ -30,8 +30,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,19 +41,22 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID
 from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
-from weakseg.ops.densecrf import PARAMETERS, dense_crf, known_parameters, unary_from_labels
+from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_unary import unary_from_labels
+from weakseg.ops.densecrf import dense_crf
+from weakseg.ops.fields import LABELS, ImageField
 from weakseg.ops.instances import Instances, centroids, clusters, connected_instances
+from weakseg.ops.pairs import count_pairs
 from weakseg.ops.pairsums import pair_sums
 from weakseg.ops.randomwalk import boundary_walk
 from weakseg.ops.resize import resize_labels
-from weakseg.parallel import gather, mean_over_ranks
+from weakseg.parallel import gather
 
 STRIDE = 4
 """Pixels of the image per cell of the boundary map, the displacements and the labels."""
@@ -65,7 +69,7 @@ CANVAS_MULTIPLE = 16
 logger = logging.getLogger(__name__)
 
 
-class IRNet(nn.Module):
+class IRNet(base.Refiner):
     """A backbone that does not learn, and the two branches. It knows nothing of classes.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -105,19 +109,31 @@ class IRNet(nn.Module):
         still: float = Field(default=2.5, gt=0, description="shorter displacements are a centroid's; in cells")
         min_share: float = Field(default=0.01, ge=0, le=1, description="of the image; smaller instances score 0")
 
+    fields: ClassVar[Mapping[str, ImageField]] = {"labels": LABELS}
+
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         frozen = settings.backbone.model_copy(update={"frozen_stages": 5})
         self.backbone = build_backbone(frozen, load_weights=load_weights)
         self.boundary = BoundaryBranch(self.backbone.channels, self.backbone.strides)
         self.displacement = DisplacementBranch(self.backbone.channels, self.backbone.strides)
 
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
-        """`image` (N, 3, H, W) and `labels` (N, ceil(H / 4), ceil(W / 4)) uint8, 255 void."""
+        """Sums over pairs, for `image` (N, 3, H, W) and `labels` (N, ceil(H / 4), ceil(W / 4)) uint8, 255 void."""
         features = self.features(batch["image"])
         logits, field = self.boundary(features), self.displacement(features)
         return pair_losses(torch.sigmoid(logits.float()), field.float(), batch["labels"], self.settings.radius)
+
+    def counts(self, batch: base.Batch) -> dict[str, Tensor]:
+        """The pairs of each kind; for displacements, which have two axes, twice as many."""
+        background, foreground, different = count_pairs(batch["labels"], self.settings.radius)
+        return {
+            "boundary_background": background,
+            "boundary_foreground": foreground,
+            "boundary_between": different,
+            "displacement_foreground": 2 * foreground,
+            "displacement_background": 2 * background,
+        }
 
     def features(self, images: Tensor) -> list[Tensor]:
         """What the branches look at, from normalised images (N, 3, H, W): the backbone's five stages. The first has
@@ -134,13 +150,17 @@ class IRNet(nn.Module):
         ]
 
     @torch.no_grad()
-    def conclude(self, images: Iterable[base.Image], device: torch.device) -> None:
+    def conclude(self, items: Iterable[base.Item], device: torch.device) -> None:
         """Measure the mean displacement over all processes' images; it is subtracted from now on, in evaluation."""
         self.displacement.mean.zero_()
-        means = [self.displacement(self.features(self._on_canvas([image], device))).mean((0, 2, 3)) for image in images]
+        means = [self._mean_displacement(item["image"], device) for item in items]
         total = torch.stack([torch.zeros(2), *(mean.cpu() for mean in means)]).sum(0)
         totals, counts = zip(*gather((total, len(means))), strict=True)
         self.displacement.mean += (torch.stack(totals).sum(0) / max(1, sum(counts))).to(device)
+
+    def _mean_displacement(self, image: base.Image, device: torch.device) -> Tensor:
+        displacements: Tensor = self.displacement(self.features(self._on_canvas([image], device)))
+        return displacements.mean((0, 2, 3))
 
     # What is learned from an image ------------------------------------------------------------------------------------
 
@@ -152,28 +172,24 @@ class IRNet(nn.Module):
         labels = np.array([BACKGROUND, *maps.labels], np.uint8)
         return {"labels": combined_labels(labels[things], labels[not_background])}
 
-    @staticmethod
-    def training_sample(
-        settings: Settings,
-        image: base.Image,
-        evidence: base.Evidence,
-        augmentation: Augmentation,
-        rng: np.random.Generator,
-    ) -> dict[str, Tensor]:
-        """A random view: `image` (3, crop, crop) and `labels` (crop / 4, crop / 4), rounded up, for `losses`."""
-        view, labels = augmentation(image, evidence["labels"], rng)
-        assert labels is not None
-        side = -(-augmentation.crop // STRIDE)
-        return {"image": torch.as_tensor(view), "labels": torch.as_tensor(resize_labels(labels, (side, side)))}
+    @classmethod
+    def prepare(cls, settings: Settings, view: base.Item) -> base.Item:
+        """The `labels` of a view are brought to the size of the boundary map, (crop / 4, crop / 4), rounded up."""
+        side = -(-view["image"].shape[-1] // STRIDE)
+        return {**view, "labels": resize_labels(view["labels"], (side, side))}
 
     # The walk ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
-        """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1."""
+        """The maps after 2^t steps of the walk, divided by the largest value of all of them at the size of the image.
+
+        Where a peak is narrow, a cell exceeds that value. It is cut to 1, since maps are stored in [0, 1].
+        """
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
-        return relative_to_largest(walk(maps, boundary, options))
+        walked = relative_to_largest(walk(maps, boundary, options))
+        return replace(walked, maps=np.minimum(walked.maps, 1))
 
     @torch.no_grad()
     def instances(
@@ -333,20 +349,17 @@ def combined_labels(things: npt.NDArray[np.uint8], not_background: npt.NDArray[n
 
 
 def pair_losses(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> dict[str, Tensor]:
-    """The terms of the losses from a boundary map (N, h, w) in [0, 1], displacements (N, 2, h, w) and labels (N, h, w).
-
-    Each is a mean over its pairs in all processes' batches, 0 where there are none. A map that is too small (see
-    `ops.pairs`) has none.
+    """The terms of the losses from a boundary map (N, h, w) in [0, 1], displacements (N, 2, h, w) and labels (N, h, w),
+    weighted, each a sum over its pairs. A map that is too small (see `ops.pairs`) has none.
     """
-    *sums, counts = _PairSums.apply(boundary, field, labels, radius)
+    sums = _PairSums.apply(boundary, field, labels, radius)
     background, foreground, different, fg_displacement, bg_displacement = sums
-    n_background, n_foreground, n_different = counts
     return {
-        "boundary_inside": mean_over_ranks(background, n_background) / 4
-        + mean_over_ranks(foreground, n_foreground) / 4,
-        "boundary_between": mean_over_ranks(different, n_different) / 2,
-        "displacement_things": mean_over_ranks(fg_displacement, 2 * n_foreground) / 2,
-        "displacement_background": mean_over_ranks(bg_displacement, 2 * n_background) / 2,
+        "boundary_background": background / 4,
+        "boundary_foreground": foreground / 4,
+        "boundary_between": different / 2,
+        "displacement_foreground": fg_displacement / 2,
+        "displacement_background": bg_displacement / 2,
     }
 
 
@@ -357,13 +370,12 @@ class _PairSums(torch.autograd.Function):
     def forward(context: Any, boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> tuple[Tensor, ...]:
         found = pair_sums(boundary.float(), field.float(), labels, radius)
         context.save_for_backward(found.to_boundary, found.to_field)
-        context.mark_non_differentiable(found.counts)
-        return *found.sums.float().unbind(), found.counts
+        return found.sums.float().unbind()
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_boundary, to_field = context.saved_tensors
-        of_sums = torch.stack(gradients[:5])
+        of_sums = torch.stack(gradients)
         return torch.tensordot(of_sums[:3], to_boundary, 1), torch.tensordot(of_sums[3:], to_field, 1), None, None
 
 
@@ -389,10 +401,10 @@ def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> Acti
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:
-    """Maps divided by the largest value that any of them has at the size of the image; zeros stay zeros."""
+    """Maps divided by the largest value that any of them has at the size of the image; zeros stay zeros. Single cells
+    may exceed 1."""
     largest = maps.upsampled().max(initial=0)
-    relative = np.minimum(maps.maps / (largest or 1), 1)
-    return ActivationMaps(maps.labels, relative, maps.size, maps.stride)
+    return replace(maps, maps=maps.maps / (largest or 1))
 
 
 def separated(maps: ActivationMaps, background: float, min_share: float) -> Instances:

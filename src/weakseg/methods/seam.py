@@ -72,7 +72,7 @@ class View(NamedTuple):
     revised: Tensor
 
 
-class SEAM(nn.Module):
+class SEAM(base.Localiser):
     """A backbone with the classifier `fc8` on its last stage, and the PCM's layers `f8_3`, `f8_4` and `f9`.
 
     `load_weights=False` skips the pretrained weights, for a caller who fills the network from a checkpoint.
@@ -99,8 +99,7 @@ class SEAM(nn.Module):
         minimum: float = Field(default=1.0, ge=0, description="weight of L_min")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
         low, high = settings.low_channels, settings.high_channels
         of_stage = dict(enumerate(self.backbone.channels, start=1))
@@ -165,14 +164,15 @@ class SEAM(nn.Module):
             * torch.stack([minimum_loss(v.revised, present.given) for v in views]).mean(),
         }
 
-    def scores(self, images: Tensor) -> Tensor:
+    def scores(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to a score per class (N, C); its sigmoid is the class's probability."""
+        images = batch["image"]
         raw = self.fc8(F.dropout2d(self.backbone(images)[-1], self.settings.dropout, self.training))
         return mean_resized(raw[:, 1:].float(), images.shape[2:])
 
-    def activation_maps(self, images: Tensor) -> Tensor:
+    def activation_maps(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to the maps R of all classes (N, C, h, w), in [0, 1]."""
-        raw, features = self.raw_maps(images)
+        raw, features = self.raw_maps(batch["image"])
         return pixel_correlation(normalised_scores(raw)[:, 1:], features)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -5,39 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from weakseg import __version__
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_bytes, write_json
 from weakseg.labels import Classes
-from weakseg.methods.base import Kind, find_method
+from weakseg.methods.base import KINDS, Method, find_method, kind_of
 from weakseg.models.norm import fold_norms
-from weakseg.settings import Settings, validate
+from weakseg.settings import validate
+from weakseg.version import __version__
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-KINDS: Mapping[str, Kind] = {"localiser": "LOCALISER", "refiner": "REFINER", "segmenter": "SEGMENTER"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network (an `nn.Module`, see `methods.base`) with all that is needed to use it.
+    """A network with all that is needed to use it.
 
-    `inference` are the settings it was evaluated with.
+    `method` is its name or the path of its file, `inference` are the settings that it was evaluated with.
     """
 
-    kind: Kind
     method: str
-    settings: Settings
     classes: Classes
-    network: Any
+    network: Method
     inference: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """ "localiser", "refiner" or "segmenter"."""
+        return kind_of(self.network)
 
 
 def save_model(folder: Path, model: Model) -> None:
@@ -49,20 +51,22 @@ def save_model(folder: Path, model: Model) -> None:
         {
             "format": FORMAT,
             "weakseg": __version__,
-            "kind": model.kind.lower(),
+            "kind": model.kind,
             "method": model.method,
-            "settings": model.settings.model_dump(mode="json"),
+            "settings": model.network.settings.model_dump(mode="json"),
+            "options": model.network.options.model_dump(mode="json"),
             "classes": list(model.classes.names),
             "inference": dict(model.inference),
         },
     )
 
 
-def set_inference(folder: Path, inference: Mapping[str, Any]) -> None:
-    """Change the settings that the model in a folder says it is to be used with."""
+def describe_model(folder: Path, *, inference: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Change how the model in a folder says it is to be used."""
     config = read_json(folder / CONFIG_NAME)
-    if config["inference"] != inference:
-        write_json(folder / CONFIG_NAME, {**config, "inference": dict(inference)})
+    changed = {**config, "inference": dict(inference), "options": dict(options)}
+    if config != changed:
+        write_json(folder / CONFIG_NAME, changed)
 
 
 def load_model(folder: Path) -> Model:
@@ -76,14 +80,16 @@ def load_model(folder: Path) -> Model:
     try:
         if config["format"] > FORMAT:
             raise WeaksegError(f"{folder} was written by weakseg {config['weakseg']}, which is newer than this one.")
-        kind = KINDS[config["kind"]]
+        kind = cast(type[Method], KINDS[config["kind"]])
         name, classes = str(config["method"]), Classes(map(str, config["classes"]))
         raw, inference = dict(config["settings"]), dict(config["inference"])
+        options = dict(config.get("options", {}))  # older folders have none
     except (KeyError, TypeError, ValueError) as error:
         raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error!r}).") from None
     method = find_method(kind, name)
     settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
     network = method(settings, len(classes), load_weights=False)
+    network.options = validate(method.Options, options, f"{folder / CONFIG_NAME}: options")
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_NAME))
     except FileNotFoundError:
@@ -95,7 +101,7 @@ def load_model(folder: Path) -> Model:
             f"{folder / WEIGHTS_NAME} does not hold the weights of {name} for {len(classes)} classes, "
             f"as {CONFIG_NAME} says: {fault}"
         ) from None
-    return Model(kind, name, settings, classes, network.eval(), inference)
+    return Model(name, classes, network.eval(), inference)
 
 
 def make_ready(model: Model, device: torch.device) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class Backbone(nn.Module):
@@ -17,6 +19,10 @@ class Backbone(nn.Module):
     channels: tuple[int, int, int, int, int]
     strides: tuple[int, int, int, int, int]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._output_sizes: dict[tuple[int, ...], tuple[int, int]] = {}
+
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, 3, H, W) to the five stages' features, fine to coarse; feature s has the size
@@ -26,3 +32,13 @@ class Backbone(nn.Module):
     def freeze(self, stages: int) -> None:
         """Stop learning in the first `stages` stages: their parameters lose `requires_grad`, and they run without
         recording gradients. 0 freezes nothing."""
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """The size (h, w) of the last stage for images of a size (H, W), found without computing anything."""
+        size = tuple(size)
+        if size not in self._output_sizes:
+            state = {name: value.to("meta") for name, value in (*self.named_parameters(), *self.named_buffers())}
+            with torch.no_grad():  # two images, since one of a single cell has no statistics
+                last = functional_call(self, state, (torch.empty(2, 3, *size, device="meta"),))[-1]
+            self._output_sizes[size] = (int(last.shape[-2]), int(last.shape[-1]))
+        return self._output_sizes[size]

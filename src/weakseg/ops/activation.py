@@ -5,8 +5,9 @@ The procedure is IRNet's (Ahn, Cho, Kwak, CVPR 2019, arXiv 1904.05044), which la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
 from weakseg.labels import MAX_CLASSES
+from weakseg.ops.fields import Batch, ImageField, as_seen
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -54,43 +56,85 @@ def resize_image(image: Pixels, scale: float) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+Network = Callable[[Batch], Tensor]
+"""Takes a batch with normalised images (n, 3, h, w) and whatever fields it reads to an output for each image."""
+
+
 @dataclass(frozen=True)
 class Views:
-    """N images of one `size` (H, W) at several scales: `scaled` has uint8 (N, h, w, 3) for each scale."""
+    """N images of one `size` (H, W) at several scales: `scaled` has uint8 (N, h, w, 3) for each scale.
+
+    `fields` say what else a network reads at inference, `values` are these fields (N, …) of the whole images.
+    """
 
     size: Size
     scaled: tuple[Tensor, ...]
+    fields: Mapping[str, ImageField] = dataclass_field(default_factory=dict)
+    values: Mapping[str, Tensor] = dataclass_field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Sequence[Pixels], scales: Sequence[float], device: torch.device | str = "cpu") -> Views:
-        """Resize uint8 images (H, W, 3) of one size. Needs no network, so threads can do it ahead of one; for CUDA the
-        pixels are put where a device can fetch them by itself."""
+    def of(
+        cls,
+        images: Sequence[Pixels],
+        scales: Sequence[float],
+        device: torch.device | str = "cpu",
+        fields: Mapping[str, ImageField] | None = None,
+        values: Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    ) -> Views:
+        """Resize uint8 images (H, W, 3) of one size; `values` hold the `fields` of each. Needs no network, so threads
+        can do it ahead of one; for CUDA the pixels are put where a device can fetch them by itself."""
         scaled = (torch.from_numpy(np.stack([resize_image(image, scale) for image in images])) for scale in scales)
         if torch.device(device).type == "cuda":
             scaled = (images.pin_memory() for images in scaled)
-        return cls((images[0].shape[0], images[0].shape[1]), tuple(scaled))
+        fields = fields or {}
+        # The geometry is that of the view.
+        given = [name for name, field in fields.items() if field.follows != "geometry"]
+        together = {name: torch.from_numpy(np.stack([item[name] for item in values])) for name in given}
+        return cls((images[0].shape[0], images[0].shape[1]), tuple(scaled), fields, together)
 
 
 def network_outputs(
-    network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device | str, *, mirror: bool
+    network: Network, images: Tensor, device: torch.device | str, *, mirror: bool, views: Views | None = None
 ) -> Tensor:
     """Outputs (N, C, h, w) of `network` for uint8 images (N, H, W, 3), on `device`, without gradients. With `mirror`,
     the mirrored outputs for the mirrored images are added.
 
-    `network` takes normalised images (n, 3, H, W), as many at a time as their size and the kind of device allow. An
-    output may also have no sides (N, C), without `mirror`.
+    The network gets as many images at a time as their size and the kind of device allow, and with them the fields of
+    the `views` that the images are of. An output may also have no sides (N, C), without `mirror`.
     """
     with torch.inference_mode():
         inputs = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        batch = _with_fields(inputs, views, mirrored=False)
         if mirror:
-            inputs = torch.cat([inputs, inputs.flip(3)])
+            turned = _with_fields(inputs.flip(3), views, mirrored=True)
+            batch = {name: torch.cat([values, turned[name]]) for name, values in batch.items()}
         pixels = PIXELS_AT_ONCE_ON_CPU if inputs.device.type == "cpu" else PIXELS_AT_ONCE
-        parts = inputs.split(max(1, pixels // (inputs.shape[2] * inputs.shape[3])))
-        outputs = torch.cat([network(_normalised(part)).float() for part in parts])
+        outputs = torch.cat(
+            [
+                network({**part, "image": _normalised(part["image"])}).float()
+                for part in _split(batch, max(1, pixels // (inputs.shape[2] * inputs.shape[3])))
+            ]
+        )
         if mirror:
             outputs, mirrored = outputs.chunk(2)
             outputs = outputs + mirrored.flip(3)
         return outputs
+
+
+def _with_fields(images: Tensor, views: Views | None, *, mirrored: bool) -> dict[str, Tensor]:
+    """The batch of images (N, 3, h, w) of some views, with their fields at this size."""
+    if views is None or not views.fields:
+        return {"image": images}
+    values = {name: value.to(images.device, non_blocking=True) for name, value in views.values.items()}
+    size = (images.shape[2], images.shape[3])
+    return {"image": images, **as_seen(views.fields, {"image": images, **values}, size, mirrored=mirrored)}
+
+
+def _split(batch: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
+    """A batch in parts of at most `count` images."""
+    parts = (values.split(count) for values in batch.values())
+    for part in zip(*parts, strict=True):
+        yield dict(zip(batch, part, strict=True))
 
 
 def _normalised(images: Tensor) -> Tensor:
@@ -99,12 +143,10 @@ def _normalised(images: Tensor) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def maps_per_scale(
-    activation_maps: Callable[[Tensor], Tensor], views: Views, device: torch.device | str
-) -> Iterator[Tensor]:
+def maps_per_scale(activation_maps: Network, views: Views, device: torch.device | str) -> Iterator[Tensor]:
     """For each scale, maps of the images plus the mirrored maps of the mirrored images, (N, C, h, w) of any h, w."""
     for images in views.scaled:
-        yield network_outputs(activation_maps, images, device, mirror=True)
+        yield network_outputs(activation_maps, images, device, mirror=True, views=views)
 
 
 def resize_maps(maps: Tensor, view: Size, size: Size) -> Tensor:
@@ -119,14 +161,9 @@ def resize_through_view(maps: Tensor, view: Size, size: Size) -> Tensor:
     return F.interpolate(at_view, size, mode="bilinear", align_corners=False)
 
 
-def sum_resized(maps: Iterable[Tensor], size: Size) -> Tensor:
-    """The sum of maps (N, C, any, any), each resized bilinearly (align_corners=False) to `size`."""
-    return torch.stack([resize_maps(m, size, size) for m in maps]).sum(0)
-
-
 @torch.inference_mode()
 def multi_scale_maps(
-    activation_maps: Callable[[Tensor], Tensor],
+    activation_maps: Network,
     views: Views,
     labels: Sequence[Sequence[int]],
     device: torch.device | str,
@@ -136,9 +173,8 @@ def multi_scale_maps(
     """For each image, the maps (K, ceil(H / stride), ceil(W / stride)) of its `labels` (1 … C, in their order), summed
     over scales and mirror images; they stay on `device`.
 
-    `activation_maps` takes normalised images (n, 3, H, W) to maps (n, C, h, w) ≥ 0 of all classes; its network should
-    be in evaluation mode. `resize` brings maps (K of all images, 1, h, w) of a view to the size of the result: only
-    those of present classes are.
+    `activation_maps` gives maps (n, C, h, w) ≥ 0 of all classes; its network should be in evaluation mode. `resize`
+    brings maps (K of all images, 1, h, w) of a view to the size of the result: only those of present classes are.
     """
     height, width = views.size
     size = (-(-height // stride), -(-width // stride))
@@ -153,14 +189,6 @@ def multi_scale_maps(
     return list(total[:, 0].split([len(group) for group in labels]))
 
 
-def full_size_maps(maps: Iterable[Tensor], size: Size, output_stride: int = 16) -> Tensor:
-    """The sum of maps (N, C, any, any) of all scales at the size (H, W) of the image, as IRNet has it: each is resized
-    to the next multiples of the network's stride, and the sum is cropped."""
-    height, width = size
-    padded = (-(-height // output_stride) * output_stride, -(-width // output_stride) * output_stride)
-    return sum_resized(maps, padded)[..., :height, :width]
-
-
 @dataclass(frozen=True)
 class ActivationMaps:
     """The maps of the classes present in one image.
@@ -169,13 +197,15 @@ class ActivationMaps:
     (H, W) of the image in pixels. A saved file has arrays of the same names; its maps are float16.
 
     Refined maps may begin with a map of label 0, which is the background's score at every place. Others are compared
-    with a threshold.
+    with a threshold. Maps that are `signed` are scores of any size instead, float32 in files, for a rule of their
+    method to make masks from.
     """
 
     labels: npt.NDArray[np.int16]
     maps: npt.NDArray[Any]
     size: tuple[int, int]
     stride: int = 4
+    signed: bool = False
 
     @property
     def has_background(self) -> bool:
@@ -183,14 +213,16 @@ class ActivationMaps:
         return len(self.labels) > 0 and int(self.labels[0]) == 0
 
     def save(self, path: Path) -> None:
-        """Write an `.npz` file atomically; maps are rounded to float16. Raises ValueError for what `load` would
-        refuse."""
+        """Write an `.npz` file atomically; maps in [0, 1] are rounded to float16. Raises ValueError for maps that
+        `load` would refuse."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "labels": self.labels.astype(np.int16),
-            "maps": self.maps.astype(np.float16),
+            "maps": self.maps.astype(np.float32 if self.signed else np.float16),
             "size": np.array(self.size, np.int32),
             "stride": np.array(self.stride, np.int32),
         }
+        if self.signed:
+            arrays["signed"] = np.array(True)
         fault = _fault(arrays)
         if fault:
             raise ValueError(f"no activation maps: {fault}")
@@ -204,7 +236,7 @@ class ActivationMaps:
         if fault:
             raise WeaksegError(f"{path} is no file of activation maps: {fault}. Delete it and run the stage again.")
         height, width = arrays["size"].tolist()
-        return cls(arrays["labels"], arrays["maps"], (height, width), int(arrays["stride"]))
+        return cls(arrays["labels"], arrays["maps"], (height, width), int(arrays["stride"]), "signed" in arrays)
 
     def upsampled(self) -> npt.NDArray[np.float32]:
         """The maps at the size of the image, float32 (K, H, W): bilinear by the factor `stride` (align_corners=False),
@@ -223,14 +255,15 @@ class ActivationMaps:
 
 def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
     """What keeps named arrays from being activation maps; None where nothing does."""
-    if set(arrays) != {"labels", "maps", "size", "stride"}:
+    signed = "signed" in arrays
+    if set(arrays) - {"signed"} != {"labels", "maps", "size", "stride"}:
         return f"it holds {', '.join(sorted(arrays)) or 'nothing'}, expected labels, maps, size, stride"
     labels, maps, size, stride = (arrays[name] for name in ("labels", "maps", "size", "stride"))
     kinds = (labels.dtype, maps.dtype, size.dtype.kind, stride.dtype.kind)
-    if kinds != (np.int16, np.float16, "i", "i"):
+    if kinds != (np.int16, np.float32 if signed else np.float16, "i", "i"):
         return (
             f"labels are {labels.dtype}, maps {maps.dtype}, size {size.dtype}, stride {stride.dtype}, "
-            "expected int16, float16, int32, int32"
+            f"expected int16, {'float32' if signed else 'float16'}, int32, int32"
         )
     if size.shape != (2,) or stride.shape != () or size.min() < 1 or stride < 1:
         return f"size {size.tolist()} and stride {stride.tolist()} are not two positive numbers and one"
@@ -242,6 +275,8 @@ def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
         )
     if np.any(np.diff(labels) <= 0) or np.any(labels < 0) or np.any(labels > MAX_CLASSES):
         return f"labels {labels.tolist()} are not ascending numbers of classes"
+    if signed:
+        return None if np.isfinite(maps).all() else "maps have values that are not finite"
     if not np.all((maps >= 0) & (maps <= 1)):  # NaN fails too
         return "maps have values outside 0 … 1"
     return None
@@ -275,8 +310,10 @@ def normalise_maps(
     labels: Sequence[int],
     size: Size,
     stride: int = 4,
-    normalise: Normalise = divide_by_maximum,
+    normalise: Normalise | None = divide_by_maximum,
 ) -> ActivationMaps:
-    """Maps (K, h, w) ≥ 0 of the `labels` present in an image of `size` (H, W), brought to [0, 1] by `normalise`. The
-    map of a class that nothing speaks for is zero."""
+    """Maps (K, h, w) ≥ 0 of the `labels` present in an image of `size` (H, W), brought to [0, 1] by `normalise`; None
+    leaves them as they are, of any sign. The map of a class that nothing speaks for is zero."""
+    if normalise is None:
+        return ActivationMaps(np.array(labels, np.int16), maps, size, stride, signed=True)
     return ActivationMaps(np.array(labels, np.int16), normalise(maps), size, stride)

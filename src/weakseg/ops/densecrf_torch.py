@@ -1,8 +1,8 @@
 """The dense CRF of many images at once, in torch: what `dense_crf` runs on CUDA devices.
 
-The lattices are those of `permutohedral.py`, bit for bit, and the equations those of `lattice_filter.py`. The pixels of
-all images stand one after the other, whatever their sizes; the number of the image is part of a vertex's key, so that
-images share no vertex. Splatting and slicing are products with sparse matrices, whose sums have a fixed order.
+The lattices are those of `permutohedral.py`, bit for bit, and the equations those of `densecrf_compiled.py`. The pixels
+of all images stand one after the other, whatever their sizes; the number of the image is part of a vertex's key, so
+that images share no vertex. Splatting and slicing are products with sparse matrices, whose sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weakseg.ops.densecrf import CRFParameters, FloatArray, Image, Problem, Scale, bilateral_features, gaussian_features
-from weakseg.ops.permutohedral import Lattice, Packing, coordinate_ranges, feature_scales
+from weakseg.ops.crf_features import Image, bilateral_features, gaussian_features
+from weakseg.ops.crf_parameters import CRFParameters, Scale
+from weakseg.ops.crf_problem import Problem
+from weakseg.ops.permutohedral import FloatArray, Lattice, Packing, coordinate_ranges, feature_scales
 
 # How many numbers the largest arrays of a batch may hold. A pixel has its labels, and 18 entries of sparse matrices.
 MAX_VALUES = 1 << 26

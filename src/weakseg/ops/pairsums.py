@@ -35,13 +35,12 @@ class PairSums(NamedTuple):
         sums[3]             Σ |D_i - D_j - (j - i)| over pairs of one class and over y, x
         sums[4]             Σ |D_i - D_j| over pairs of background and over y, x
 
-    `sums` (5,) float64; `counts` (3,) int64 of the three kinds of pairs. `to_boundary` (3, N, h, w) and `to_field`
-    (2, N, 2, h, w) are the derivatives of the first three sums by B and of the last two by D. Of equal boundaries on a
-    path, the last one in reading order has the derivative.
+    `sums` (5,) float64; `ops.pairs.count_pairs` tells how many pairs there are. `to_boundary` (3, N, h, w) and
+    `to_field` (2, N, 2, h, w) are the derivatives of the first three sums by B and of the last two by D. Of equal
+    boundaries on a path, the last one in reading order has the derivative.
     """
 
     sums: Tensor
-    counts: Tensor
     to_boundary: Tensor
     to_field: Tensor
 
@@ -49,7 +48,6 @@ class PairSums(NamedTuple):
     def zeros(cls, boundary: Tensor, field: Tensor) -> Self:
         return cls(
             boundary.new_zeros(5, dtype=torch.float64),
-            boundary.new_zeros(3, dtype=torch.int64),
             boundary.new_zeros(3, *boundary.shape),
             field.new_zeros(2, *field.shape),
         )
@@ -88,9 +86,9 @@ class _Paths(NamedTuple):
 
 def _row_by_row(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> PairSums:
     found = PairSums.zeros(boundary, field)
-    sums, counts, to_boundary, to_field = (array.numpy() for array in found)
+    sums, to_boundary, to_field = (array.numpy() for array in found)
     for n, image in enumerate(zip(boundary.numpy(), field.numpy(), labels.numpy(), strict=True)):
-        _add_pairs(*image, max(radius - 1, 0), _Paths.of(radius), sums, counts, to_boundary[:, n], to_field[:, n])
+        _add_pairs(*image, max(radius - 1, 0), _Paths.of(radius), sums, to_boundary[:, n], to_field[:, n])
     return found
 
 
@@ -102,7 +100,6 @@ def _add_pairs(
     reach: Any,
     paths: Any,
     sums: Any,
-    counts: Any,
     to_boundary: Any,
     to_field: Any,
 ) -> None:
@@ -127,13 +124,11 @@ def _add_pairs(
                     chance = (one + epsilon) - affinity
                     sums[2] -= math.log(chance)
                     to_boundary[2, py, px] -= one / chance
-                    counts[2] += 1
                     continue
                 chance = affinity + epsilon
                 thing = int(first != BACKGROUND)
                 sums[thing] -= math.log(chance)
                 to_boundary[thing, py, px] += one / chance
-                counts[thing] += 1
                 for axis in range(2):
                     error = field[axis, y, x] - field[axis, y + dy, x + dx]
                     if thing:
@@ -172,7 +167,6 @@ def _offset_by_offset(boundary: Tensor, field: Tensor, labels: Tensor, radius: i
         strict=True,
     ):
         kinds = kinds_of_pairs(*ends)
-        found.counts.add_(torch.stack([kind.sum() for kind in kinds]))
         _add_affinities(found.sums[:3], found.to_boundary, strongest, place, torch.stack(kinds))
         _add_displacements(
             found.sums[3:], gradients, vectors, offset, torch.stack([kinds.foreground, kinds.background])

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from weakseg.ops.activation import Views, network_outputs
+from weakseg.ops.activation import Network, Views, network_outputs
 
 
 def multi_scale_probabilities(
-    logits: Callable[[Tensor], Tensor], views: Views, device: torch.device | str = "cpu", *, mirror: bool = False
+    logits: Network, views: Views, device: torch.device | str = "cpu", *, mirror: bool = False
 ) -> Iterator[Tensor]:
     """Probabilities (K, H, W) of each image, on `device`: the softmax of the mean of the logits of all its views.
 
     With `mirror`, the views are those given and their mirror images. Each view's logits are resized to the image
     (bilinear, align_corners=False) before the mean (as SEAM's DeepLab does, Wang et al. 2020, arXiv 2004.04581).
-    `logits` takes normalised images (n, 3, h, w) to scores (n, K, any, any); its network should be in evaluation mode
-    and on `device`.
+    `logits` gives scores (n, K, any, any); its network should be in evaluation mode and on `device`.
     """
     # Mirroring and resizing commute, so both views need only one resizing.
-    scores = [network_outputs(logits, images, device, mirror=mirror) for images in views.scaled]
+    scores = [network_outputs(logits, images, device, mirror=mirror, views=views) for images in views.scaled]
     count = len(scores) * (2 if mirror else 1)
     for of_image in zip(*scores, strict=True):  # one image at a time: at full size, all classes take much memory
         with torch.inference_mode():

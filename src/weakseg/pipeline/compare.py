@@ -16,7 +16,7 @@ from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import Recipe, change_of, load_recipe
 from weakseg.pipeline.refining import refining_stages, with_refinement, without_refinement
 from weakseg.pipeline.run import RECIPE_NAME, clear_temporaries, finished, locked, parts, run
-from weakseg.training import start
+from weakseg.runtime import start
 
 LOCK_NAME = "compare.lock"
 NONE = "none"

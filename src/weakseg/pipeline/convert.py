@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from safetensors.torch import save
 from torch import Tensor
@@ -13,7 +14,7 @@ from weakseg.data.voc import VOC_CLASSES
 from weakseg.errors import WeaksegError
 from weakseg.files import write_bytes
 from weakseg.labels import Classes
-from weakseg.methods.base import Checkpoint, Kind, checkpoints, find_method
+from weakseg.methods.base import KINDS, Checkpoint, Method, checkpoints, find_method
 from weakseg.methods.store import CONFIG_NAME, Model, save_model
 from weakseg.models.originals import ORIGINALS, Original
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -86,8 +87,8 @@ class _Unfit(Exception):
     """Why a file is not what it was taken for, as a part of a sentence."""
 
 
-def _known(name: str | None) -> list[tuple[Kind | None, str, Checkpoint | Original]]:
-    known: list[tuple[Kind | None, str, Checkpoint | Original]] = [*checkpoints()]
+def _known(name: str | None) -> list[tuple[str | None, str, Checkpoint | Original]]:
+    known: list[tuple[str | None, str, Checkpoint | Original]] = [*checkpoints()]
     known += [(None, "", original) for original in ORIGINALS]
     if name is None:
         return known
@@ -125,7 +126,7 @@ def _convert_backbone(original: Original, state: Mapping[str, Tensor], out: Path
 
 
 def _convert_model(
-    kind: Kind,
+    kind: str,
     method: str,
     checkpoint: Checkpoint,
     state: Mapping[str, Tensor],
@@ -137,11 +138,11 @@ def _convert_model(
     except WeaksegError as error:
         raise _Unfit(error) from None
     names = _classes(reading.num_classes, classes)
-    network = find_method(kind, method)(reading.settings, len(names), load_weights=False)
+    network = find_method(cast(type[Method], KINDS[kind]), method)(reading.settings, len(names), load_weights=False)
     missing = _check(reading.state, network.state_dict())
     network.load_state_dict(dict(reading.state), strict=False)
     inference = validate(Inference, reading.inference, "inference").model_dump(mode="json", exclude_unset=True)
-    save_model(out, Model(kind, method, reading.settings, names, network, inference))
+    save_model(out, Model(method, names, network, inference))
     return Report(
         f"{checkpoint.about}, {len(names)} classes",
         f"Model folder in {out}: {CONFIG_NAME} says what it is.",

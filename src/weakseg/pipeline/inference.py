@@ -12,14 +12,17 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from weakseg import parallel
 from weakseg.data.transforms import Factor
-from weakseg.methods.base import Image
+from weakseg.errors import WeaksegError
+from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.densecrf import dense_crf, known_parameters, unary_from_probabilities
+from weakseg.ops.crf_parameters import known_parameters
+from weakseg.ops.crf_unary import unary_from_probabilities
+from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
+from weakseg.threads import pipelined
 
 T = TypeVar("T")
 LabelArray = npt.NDArray[np.uint8]
@@ -37,7 +40,7 @@ class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
-    mirror: bool = False
+    mirror: bool = Field(default=False, description="use the mirror image, too")
     crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
     threshold: float = Field(default=0.3, ge=0, description="the background's score, for localisers")
 
@@ -63,53 +66,71 @@ def predict(model: Model, image: Image, inference: Inference, device: torch.devi
     A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores, and
     then where, by its activation maps against `inference.threshold`.
     """
+    require_images_only(model)
     ((scores, labels),) = _scores(model, [image], Views.of([image], inference.scales, device), inference, device)
     return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
+
+
+def require_images_only(model: Model) -> None:
+    """Raise `WeaksegError` for a network that reads more at inference than images, which files alone do not give."""
+    fields = model.network.fields.items()
+    more = [name for name, field in fields if field.at_inference and field.follows != "geometry"]
+    if more:
+        raise WeaksegError(
+            f"The {model.kind} {model.method} reads {', '.join(more)} beside each image, so it works inside of a run "
+            "only. Give a model that reads images alone, such as the run's segmenter."
+        )
 
 
 def predict_batches(
     model: Model,
     batches: Iterable[Sequence[T]],
-    read: Callable[[T], Image | None],
-    write: Callable[[T, Image, Prediction], None],
+    read: Callable[[T], Item | None],
+    write: Callable[[T, Item, Prediction], None],
     inference: Inference,
     device: torch.device,
 ) -> Iterator[None]:
-    """`predict` for many images, in batches of one size; yields once for each that is written. Threads `read` ahead of
-    the network and decide and `write` behind it. An item that `read` gives None for is left out."""
+    """`predict` for many images with the fields that the network reads at inference, in batches of one size; yields
+    once for each that is written. Threads `read` ahead of the network and decide and `write` behind it. A key that
+    `read` gives None for is left out."""
+    fields = {name: field for name, field in model.network.fields.items() if field.at_inference}
 
-    def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Image]], Views | None]:
-        found = [(item, image) for item in batch if (image := read(item)) is not None]
-        return found, Views.of([image for _, image in found], inference.scales, device) if found else None
+    def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Item]], Views | None]:
+        found = [(key, item) for key in batch if (item := read(key)) is not None]
+        items = [item for _, item in found]
+        images = [item["image"] for item in items]
+        return found, Views.of(images, inference.scales, device, fields, items) if found else None
 
-    def compute(inputs: tuple[list[tuple[T, Image]], Views | None]) -> Iterator[tuple[T, Image, Tensor, LabelArray]]:
+    def compute(inputs: tuple[list[tuple[T, Item]], Views | None]) -> Iterator[tuple[T, Item, Tensor, LabelArray]]:
         found, views = inputs
         if views is None:
             return
-        all_scores = _scores(model, [image for _, image in found], views, inference, device)
-        for (item, image), (scores, labels) in zip(found, all_scores, strict=True):
-            yield item, image, scores, labels
+        all_scores = _scores(model, [item["image"] for _, item in found], views, inference, device)
+        for (key, item), (scores, labels) in zip(found, all_scores, strict=True):
+            yield key, item, scores, labels
 
-    def finish(result: tuple[T, Image, Tensor, LabelArray]) -> None:
-        item, image, scores, labels = result
+    def finish(result: tuple[T, Item, Tensor, LabelArray]) -> None:
+        key, item, scores, labels = result
         # The thread waits for the device here, not the one that keeps it busy.
-        write(item, image, decide(image, scores.cpu().numpy(), labels, inference.crf, device))
+        write(key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device))
 
-    return parallel.pipelined(prepare, compute, finish, batches)
+    return pipelined(prepare, compute, finish, batches)
 
 
 def _scores(
     model: Model, images: Sequence[Image], views: Views, inference: Inference, device: torch.device
 ) -> Iterator[tuple[Tensor, LabelArray]]:
     """For each of `images` of one size, scores (R, H, W) before any CRF, perhaps on `device`, and their labels (R,)."""
-    if model.kind == "SEGMENTER":
-        for scores in multi_scale_probabilities(model.network.logits, views, device, mirror=inference.mirror):
+    network = model.network
+    if isinstance(network, Segmenter):
+        for scores in multi_scale_probabilities(network.logits, views, device, mirror=inference.mirror):
             yield scores, np.arange(len(scores), dtype=np.uint8)
         return
+    assert isinstance(network, Localiser)
     original = torch.from_numpy(np.stack(images))
-    probabilities = torch.sigmoid(network_outputs(model.network.scores, original, device, mirror=False))
+    probabilities = torch.sigmoid(network_outputs(network.scores, original, device, mirror=False, views=views))
     labels = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
-    maps = multi_scale_maps(model.network.activation_maps, views, labels, device)
+    maps = multi_scale_maps(network.activation_maps, views, labels, device)
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
         scores = torch.from_numpy(against_background(kept.upsampled(), inference.threshold))

@@ -13,10 +13,14 @@ from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
+from weakseg.ops.accumulator import Accumulator
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.boundary import BoundaryScore
+from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
-from weakseg.ops.metrics import Accumulator, BoundaryScore, Confusion, ThresholdCurve
+from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
+from weakseg.threads import threaded
 
 A = TypeVar("A", bound=Accumulator)
 LabelMap = npt.NDArray[np.uint8]
@@ -124,6 +128,6 @@ def _shared(samples: Sequence[Sample], load: Callable[[Sample], T], title: str) 
     """This process's part of the samples, loaded by threads, with progress."""
     mine = parallel.share(samples)
     with Progress(title, len(mine)) as progress:
-        for item in parallel.threaded(load, mine):
+        for item in threaded(load, mine):
             yield item
             progress.advance()

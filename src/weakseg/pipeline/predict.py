@@ -12,10 +12,10 @@ import torch
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, write_image, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_json, write_npz
-from weakseg.methods.base import Image
+from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
-from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict_batches
-from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict_batches, require_images_only
+from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.progress import Progress
@@ -24,7 +24,7 @@ from weakseg.settings import validate
 Job = tuple[Path, Path]
 """An image, and the path of its outputs below the output folder, without suffix."""
 
-NO_EFFECT = {"SEGMENTER": "threshold", "LOCALISER": "mirror"}
+NO_EFFECT = {"segmenter": "threshold", "localiser": "mirror"}
 """A segmenter has no threshold, and activation maps are always made from the image and its mirror image."""
 
 
@@ -33,10 +33,10 @@ def find_model(path: Path) -> Model:
     if (path / CONFIG_NAME).is_file():
         return _checked(load_model(path), path)
     if (path / RECIPE_NAME).is_file():
-        stages = load_recipe(str(path / RECIPE_NAME)).stages
+        stages = read_yaml(path / RECIPE_NAME)["stages"]  # not as today's settings: runs of old versions predict, too
         made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
-        loaded = (model for model in map(load_model, made) if model.kind != "REFINER")
-        models = sorted(loaded, key=lambda model: model.kind == "SEGMENTER")
+        loaded = (model for model in map(load_model, made) if model.kind != "refiner")
+        models = sorted(loaded, key=lambda model: model.kind == "segmenter")
         if models:
             return models[-1]
         raise WeaksegError(f"The run in {path} has not finished any model yet. Let it go on: `weakseg run`.")
@@ -44,12 +44,19 @@ def find_model(path: Path) -> Model:
 
 
 def _checked(model: Model, path: Path) -> Model:
-    if model.kind == "REFINER":
+    if model.kind == "refiner":
         raise WeaksegError(
             f"{path} holds the refiner {model.method}, which only improves the maps of a localiser. Give the run's "
             "folder, or the model folder of its segmenter or localiser."
         )
     return model
+
+
+def checked_changes(model: Model, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of the inference settings; raises `WeaksegError` for one that has no effect on this kind of model."""
+    if NO_EFFECT[model.kind] in changes:
+        raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind}; leave it out.")
+    return changes
 
 
 def image_files(inputs: Sequence[Path], out: Path) -> list[Job]:
@@ -105,25 +112,24 @@ def predict_files(
 
     An image that cannot be read does not keep the others from their results.
     """
-    if NO_EFFECT[model.kind] in changes:
-        raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind.lower()}; leave it out.")
-    inference = validate(Inference, {**model.inference, **changes}, "inference")
+    require_images_only(model)
+    inference = validate(Inference, {**model.inference, **checked_changes(model, changes)}, "inference")
     files = image_files(inputs, out)
     make_ready(model, device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
     failures: dict[Job, str] = {}
 
-    def read(job: Job) -> Image | None:
+    def read(job: Job) -> Item | None:
         try:
-            return read_image(job[0])
+            return {"image": read_image(job[0])}
         except WeaksegError as error:
             failures[job] = str(error)
             return None
 
-    def write(job: Job, image: Image, prediction: Prediction) -> None:
+    def write(job: Job, item: Item, prediction: Prediction) -> None:
         write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels)
         if overlays:
-            write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
+            write_image(_output(out, "overlays", job[1], ".png"), overlay(item["image"], prediction.labels))
         if probabilities:
             arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
@@ -146,7 +152,7 @@ def _numbered(model: Model) -> Iterator[tuple[int, str]]:
 
 def _how(model: Model, inference: Inference) -> str:
     refined = f", refined by dense CRF ({inference.crf})" if inference.crf else ""
-    if model.kind == "SEGMENTER":
+    if model.kind == "segmenter":
         return f"The segmenter {model.method} decided every pixel among {len(model.classes)} classes{refined}."
     return (
         f"The classifier {model.method} decided by its own scores which classes are present (probability ≥ {PRESENT}) "

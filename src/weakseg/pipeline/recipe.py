@@ -1,60 +1,33 @@
 """Recipes: the stages of one paper with their numbers, as typed settings.
 
-A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`, an ordered list of named groups of
-settings whose `kind` says which stage they belong to. `extends: other` begins with another recipe and changes it:
-mappings are merged, other values replaced, and null takes a whole mapping (a stage, say) away. A new stage comes
-before the one that the recipe names next, if that is known, and otherwise at the end.
+A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`, named groups of settings whose `kind`
+says which stage they belong to. Stages are carried out in an order in which each comes after those that it reads.
+`extends: other` begins with another recipe and changes it: mappings are merged, other values replaced, and null takes a
+whole mapping (a stage, say) away.
 
-`like: other` inside of a stage does the same with another stage of the recipe: a second round of a method names only
-what it reads instead. Whatever changes the other stage changes this one, too.
+`like: other` inside of a stage does the same with another stage of the recipe: whatever changes the other stage changes
+this one, too. `rounds` repeat stages, each round reading the one before (`recipe_files.Rounds`).
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import Field
 
 from weakseg.errors import WeaksegError
-from weakseg.pipeline.stage import Stage
-from weakseg.settings import Settings, validate
-from weakseg.training import RuntimeSettings
+from weakseg.pipeline.recipe_files import DataSettings, Head, change_of, read_recipe, rounds_of, shipped_recipes
+from weakseg.runtime import RuntimeSettings
+from weakseg.settings import validate
 
+if TYPE_CHECKING:
+    from weakseg.pipeline.stage import Stage
 
-class DataSettings(Settings):
-    """Which images of the data set play which part."""
-
-    train: str = Field(default="train", description="the split to learn from; its weak labels are used")
-    images_per_class: int | None = Field(
-        default=None, gt=0, description="a balanced part of it: at most so many images of a class"
-    )
-    score: str | None = Field(
-        default="auto",
-        description="the split with masks that activation maps and pseudo-masks are measured on; its weak labels are "
-        "used. auto: the training split where it has masks",
-    )
-    val: str | None = Field(
-        default="auto", description="the split the segmenter is measured on; auto: val, if there is one"
-    )
-
-
-class _Head(Settings):
-    """All of a recipe but its stages."""
-
-    name: str
-    about: str
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    data: DataSettings = DataSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+__all__ = [
+    "DataSettings", "Recipe", "change_of", "load_recipe", "shipped_recipes", "stage_kinds", "until", "with_weights",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,48 +54,64 @@ class Recipe:
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def shipped_recipes() -> dict[str, str]:
-    """The recipes that come with weakseg: name → what it is about."""
-    names = sorted(path.name.removesuffix(".yaml") for path in _shipped().iterdir() if path.name.endswith(".yaml"))
-    return {name: str(_read(name)["about"]).strip() for name in names}
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or any by the path of its YAML file, changed by `overrides` such as
-    `cam.train.epochs=2` (the value is YAML).
+    `cam.train.epochs=2` (the value is YAML) or `segment=null`, which takes a stage away with the rows of its scores.
 
     Raises `WeaksegError` that names every wrong key and the nearest valid one.
     """
-    values = _read(name)
-    for override in overrides:
-        _apply(values, override)
-    if not isinstance(values.get("stages"), dict) or not values["stages"]:
-        raise WeaksegError(f"Recipe {name} has no stages.")
-    if alike := _without_like(values["stages"]):
-        # Once more, since a value that was put in the place of a whole mapping has been merged with the other stage's.
-        for override in overrides:
-            if change_of(override)[1] in alike:
-                _apply(values, override)
-    stages = values.pop("stages")
-    head = validate(_Head, values, "")
-    typed: dict[str, Stage] = {}
-    for stage_name, stage_values in stages.items():
-        typed[stage_name] = _stage(stage_name, stage_values)
-        _check_references(stage_name, typed)
-    return Recipe(head.name, head.about, head.seed, head.data, head.runtime, typed)
+    values = read_recipe(name, overrides)
+    rounds, raw = rounds_of(values), values.pop("stages")
+    values.pop("rounds", None)
+    head = validate(Head, values, "")
+    removed = [stage_name for stage_name, stage_values in raw.items() if stage_values is None]
+    stages = {
+        stage_name: _stage(stage_name, stage_values).without(removed)
+        for stage_name, stage_values in raw.items()
+        if stage_values is not None
+    }
+    if rounds is not None:
+        number_of = {rounds.name(n, stage): n for n in range(1, rounds.count + 1) for stage in rounds.members}
+        for stage_name, stage in stages.items():
+            number = number_of.get(stage_name)
+            meaning = rounds.meaning(number) if number else {} if stage_name in rounds.stages else rounds.last()
+            stages[stage_name] = stage.reading(meaning)
+    for stage_name in stages:
+        _check_references(stage_name, stages)
+    return Recipe(head.name, head.about, head.seed, head.data, head.runtime, _in_order(stages))
 
 
-def change_of(override: str) -> tuple[str, str, str]:
-    """What `seam:cam.train.epochs=2` changes: the recipe ("" for any), the first key, and the change itself."""
-    path, separator, _ = override.partition("=")
-    scope, _, key = path.rpartition(":")
-    if not separator or not key:
-        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
-    return scope, key.partition(".")[0], override.removeprefix(f"{scope}:") if scope else override
+def until(recipe: Recipe, last: str) -> Recipe:
+    """The recipe with only the stages that one of them needs, and that one."""
+    if last not in recipe.stages:
+        raise WeaksegError(f'The recipe "{recipe.name}" has no stage "{last}". It has: {", ".join(recipe.stages)}.')
+    needed: set[str] = set()
+    waiting = [last]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += recipe.stages[name].inputs_of()
+    return replace(recipe, stages={name: stage for name, stage in recipe.stages.items() if name in needed})
+
+
+def with_weights(recipe: Recipe, weights: str) -> Recipe:
+    """The recipe with one file in place of every download of ImageNet weights."""
+    from weakseg.pipeline.learning import Learning
+
+    stages = dict(recipe.stages)
+    for name, stage in stages.items():
+        backbone = stage.model.get("backbone", {}) if isinstance(stage, Learning) else {}
+        if isinstance(stage, Learning) and backbone.get("weights") == "imagenet":
+            model = {**stage.model, "backbone": {**backbone, "weights": weights}}
+            stages[name] = stage.model_copy(update={"model": model})
+    return replace(recipe, stages=stages)
 
 
 def stage_kinds() -> dict[str, type[Stage]]:
     """Every kind of stage: the classes that the modules of `pipeline.stages` name as `STAGE`."""
+    import importlib
+    import pkgutil
+
     import weakseg.pipeline.stages as package
 
     modules = (
@@ -134,6 +123,8 @@ def stage_kinds() -> dict[str, type[Stage]]:
 def _stage(name: str, values: Any) -> Stage:
     if not isinstance(values, dict):
         raise WeaksegError(f"{name}: a stage is a group of settings, found {values!r}.")
+    if any(part.startswith(".") or not part.strip() for part in name.split("/")):
+        raise WeaksegError(f'{name}: the name of a stage is the name of its folder, which cannot be "{name}".')
     kinds = stage_kinds()
     kind = values.get("kind")
     if kind not in kinds:
@@ -142,95 +133,35 @@ def _stage(name: str, values: Any) -> Stage:
 
 
 def _check_references(name: str, stages: Mapping[str, Stage]) -> None:
-    """Raise `WeaksegError` unless all that the stage reads comes before it and leaves what is wanted of it."""
-    for key, source, artifact in stages[name].references():
-        if source not in stages or source == name:
-            raise WeaksegError(f'{name}.{key}: reads the stage "{source}", which does not come before it.')
-        if stages[source].leaves != artifact:
-            wanted = sorted(kind for kind, stage in stage_kinds().items() if stage.leaves == artifact)
+    """Raise `WeaksegError` unless all that the stage reads is there and leaves what is wanted of it."""
+    for key, source, reads in stages[name].references():
+        if source not in stages:
+            raise WeaksegError(f'{name}.{key}: there is no stage "{source}". There are: {", ".join(stages)}.')
+        fits = stages[source].leaves in reads.artifacts if reads.artifacts else stages[source].makes_arrays()
+        if not fits:
+            wanted = sorted(
+                kind
+                for kind, stage in stage_kinds().items()
+                if (stage.leaves in reads.artifacts if reads.artifacts else stage.makes_arrays())
+            )
             raise WeaksegError(
                 f'{name}.{key}: the stage "{source}" is of kind {stages[source].kind}, expected {" or ".join(wanted)}.'
             )
 
 
-def _without_like(stages: dict[str, Any]) -> list[str]:
-    """Fill in the stages that are `like` another one, and return their names."""
-    alike = []
-    for name, values in stages.items():
-        if isinstance(values, dict) and "like" in values:
-            other = values.pop("like")
-            if other not in list(stages)[: list(stages).index(name)] or not isinstance(stages[other], dict):
-                raise WeaksegError(f'{name}.like: there is no stage "{other}" before it.')
-            stages[name] = _merged(copy.deepcopy(stages[other]), values)
-            alike.append(name)
-    return alike
+def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stages, each after those that it reads, and otherwise in the order in which they are given."""
+    ordered: dict[str, Stage] = {}
 
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circle = " → ".join([*path[path.index(name) :], name])
+            raise WeaksegError(f"{name}: the stages read each other in a circle: {circle}.")
+        if name not in ordered:
+            for source in stages[name].inputs_of():
+                add(source, (*path, name))
+            ordered[name] = stages[name]
 
-def _shipped() -> Any:
-    return files("weakseg") / "recipes"
-
-
-def _read(name: str) -> dict[str, Any]:
-    """The raw values of a recipe, with those of the recipe it extends below them."""
-    if name.endswith((".yaml", ".yml")):
-        path: Any = Path(name)
-        if not path.is_file():
-            raise WeaksegError(f"There is no recipe file {name}.")
-    else:
-        path = _shipped() / f"{name}.yaml"
-        if not path.is_file():
-            known = sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir())
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'Did you mean "{near[0]}"?' if near else f"There are: {', '.join(known)}."
-            raise WeaksegError(f'There is no recipe "{name}". {hint} A file of your own must end in .yaml.')
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeaksegError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise WeaksegError(f"{path} is not a recipe: its top level must be a mapping.")
-    base = values.pop("extends", None)
-    return _merged(_read(base), values) if base else values
-
-
-def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above` laid over it, mapping by mapping; null over a mapping takes it away."""
-    order = list(below)
-    following: str | None = None
-    for key in reversed(list(above)):
-        if key not in below:
-            order.insert(len(order) if following is None else order.index(following), key)
-        following = key
-    merged = {key: below.get(key) for key in order}
-    for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and value is None:
-            del merged[key]
-        else:
-            merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
-    keys = path.split(".")
-    stages = values.get("stages", {})
-    heads = [key for key in _Head.model_fields if key not in ("name", "about")]
-    if keys[0] in stages:
-        keys.insert(0, "stages")
-    elif keys[0] not in heads:
-        near = difflib.get_close_matches(keys[0], [*stages, *heads], n=1, cutoff=0.5)
-        hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join([*stages, *heads])}."
-        raise WeaksegError(f"--set {override}: there is no stage or setting {keys[0]!r}. {hint}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise WeaksegError(f"--set {override}: {text!r} is not a YAML value.") from None
-    group = values
-    for key in keys[:-1]:
-        if not isinstance(group.get(key), dict):
-            group[key] = {}
-        group = group[key]
-    group[keys[-1]] = value
+    for name in stages:
+        add(name, ())
+    return ordered

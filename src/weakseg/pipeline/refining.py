@@ -52,7 +52,7 @@ def without_refinement(recipe: Recipe) -> Recipe:
             removed[name] = old
             continue
         stage = _measured_anew(old, removed, instead, final) if isinstance(old, Evaluate) else old.reading(instead)
-        if needed := [source for source in stage.inputs() if source in removed]:
+        if needed := [source for source in stage.inputs_of() if source in removed]:
             raise WeaksegError(
                 f'The refinement of "{recipe.name}" cannot be taken away: "{name}" reads the stage "{needed[0]}".'
             )
@@ -123,7 +123,7 @@ def with_refinement(recipe: Recipe, refiner: Recipe) -> Recipe:
 def _require_one_round(recipe: Recipe, refining: Mapping[str, Stage]) -> None:
     """Raise `WeaksegError` where the maps of several stages are refined: each round builds on the one before."""
     references = [reference for stage in refining.values() for reference in stage.references()]
-    refined = sorted({reference.stage for reference in references if reference.artifact == "maps"} - refining.keys())
+    refined = sorted({name for _, name, reads in references if reads.artifacts == ("maps",)} - refining.keys())
     if len(refined) > 1:
         raise WeaksegError(
             f'The recipe "{recipe.name}" refines in several rounds (the maps of {" and ".join(refined)}), so its '
@@ -142,11 +142,12 @@ def final_masks(stages: Mapping[str, Stage]) -> str | None:
 def _fitted(refiner: Recipe, refining: Mapping[str, Stage], plain: Recipe, masks: Masks) -> Iterator[tuple[str, Stage]]:
     """The refining stages of another recipe, reading the maps and the localiser of this one."""
     own = {"maps": masks.maps}
-    own |= {reference.artifact: reference.stage for reference in plain.stages[masks.maps].references()}
+    own |= {plain.stages[name].leaves or "": name for name in plain.stages[masks.maps].inputs_of()}
     for name, stage in refining.items():
         instead: dict[str, str] = {}
-        for key, source, artifact in stage.references():
+        for key, source, _ in stage.references():
             if source not in refining:
+                artifact = refiner.stages[source].leaves
                 if artifact not in own:
                     raise WeaksegError(
                         f'{refiner.name}: {name}.{key} reads "{source}", and "{plain.name}" has nothing like it.'

@@ -7,31 +7,34 @@ on it. A stage with the same key in another run has the same artifact, which can
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from weakseg import __version__, parallel
+from weakseg import files, parallel
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
-from weakseg.errors import WeaksegError
+from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
+from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
 from weakseg.pipeline.recipe import DataSettings, Recipe
-from weakseg.pipeline.stage import LOG_NAME, Context, Stage, require_labels, write_log
-from weakseg.training import CHECKPOINT_NAME, start
+from weakseg.pipeline.recipe_files import read_yaml
+from weakseg.pipeline.stage import Stage
+from weakseg.runtime import start
+from weakseg.training import CHECKPOINT_NAME
+from weakseg.version import __version__
 
+FORMAT = 2
+"""Of manifests: what the keys of stages are made of."""
 MANIFEST_NAME = "manifest.json"
 PENDING_NAME = "pending.json"
 RECIPE_NAME = "recipe.yaml"
@@ -46,31 +49,39 @@ def run(
     announce: Callable[[str], None] = print,
     *,
     reuse: Sequence[Path] = (),
+    redo: Sequence[str] = (),
 ) -> None:
     """Carry out a recipe in the folder `root`; finished stages are skipped.
 
     `reuse` are folders of other runs: a stage that one of them has finished with the same key is taken over from there
-    instead of being done again. Under `torchrun`, every process calls this with the same arguments. `announce` gets
-    one line for each stage.
+    instead of being done again. `redo` are stages to do again although they are finished. Under `torchrun`, every
+    process calls this with the same arguments. `announce` gets one line for each stage.
+
+    Raises `WeaksegError` for settings and data that make no sense, before anything is written, and `Stopped` after
+    Ctrl-C.
     """
+    for name in redo:
+        if name not in recipe.stages:
+            raise WeaksegError(f'There is no stage "{name}" to do again. There are: {", ".join(recipe.stages)}.')
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         keys = stage_keys(context)
+        _require_readable(root, recipe)
+        done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
+        elsewhere = _finished_elsewhere(reuse, root)
+        taken = {name: elsewhere[key] for name, key in keys.items() if name not in (*done, *redo) and key in elsewhere}
+        for name, stage in recipe.stages.items():
+            if name not in done and name not in taken:
+                stage.prepare(context)
         if parallel.rank() == 0:
             clear_temporaries(root.glob)
             drop_partial_line(root / LOG_NAME)
             write_text(root / RECIPE_NAME, recipe.as_yaml())
             write_json(root / DATA_NAME, _summary(context, recipe))
         write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__, keys=keys)
-        done = [name for name, key in keys.items() if _is_done(context.folder(name), key)]
-        elsewhere = _finished_elsewhere(reuse, root)
-        taken = {name: elsewhere[key] for name, key in keys.items() if name not in done and key in elsewhere}
-        for name, stage in recipe.stages.items():
-            if name not in done and name not in taken:
-                stage.prepare(context)
         parallel.barrier()  # everyone has read the manifests that are cleared away next
         for name, stage in recipe.stages.items():
             if name in done:
@@ -81,7 +92,7 @@ def run(
                 if parallel.rank() == 0:
                     announce(f"{name}: taken from {taken[name]}")
             else:
-                _run_stage(name, stage, keys[name], context, announce)
+                _run_stage(name, stage, keys[name], context, announce, again=name in redo)
         write_log(root, "done")
 
 
@@ -89,6 +100,17 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None."""
     path = folder / MANIFEST_NAME
     return read_json(path) if path.is_file() else None
+
+
+def _require_readable(root: Path, recipe: Recipe) -> None:
+    """Raise `WeaksegError` for the run of an earlier version, whose keys say something else."""
+    for name in recipe.stages:
+        manifest = finished(root / name)
+        if manifest is not None and manifest.get("format", 1) < FORMAT:
+            raise WeaksegError(
+                f"{root} was made by an earlier version of weakseg and cannot be continued by this one. Its report and "
+                "its models can still be used; choose another --out folder for a new run."
+            )
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -102,15 +124,19 @@ def stage_keys(context: Context) -> dict[str, str]:
     and so may the stage itself."""
     keys: dict[str, str] = {}
     for name, stage in context.stages.items():
-        settings = stage.reading(keys).settings_of_artifact()
-        described = json.dumps([settings, context.dataset.classes.names, stage.dependencies(context)], sort_keys=True)
-        keys[name] = hashlib.sha256(described.encode()).hexdigest()
+        described = [
+            stage.reading(keys).settings_of_artifact(),
+            stage.versions(),
+            context.dataset.classes.names,
+            stage.dependencies(context),
+        ]
+        keys[name] = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     return keys
 
 
 def _described(name: str, stage: Stage) -> dict[str, Any]:
     """What a manifest says of the stage itself, rather than of how it was carried out."""
-    return {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs()}
+    return {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs_of()}
 
 
 def _describe_anew(name: str, stage: Stage, folder: Path) -> None:
@@ -122,24 +148,36 @@ def _describe_anew(name: str, stage: Stage, folder: Path) -> None:
         write_json(folder / MANIFEST_NAME, new)
 
 
-def _run_stage(name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None]) -> None:
+def _run_stage(
+    name: str, stage: Stage, key: str, context: Context, announce: Callable[[str], None], *, again: bool
+) -> None:
     folder = context.folder(name)
     resumed = False
     if parallel.rank() == 0:
         announce(f"{name}: running")
+        if again and finished(folder):
+            _clear(folder)
         resumed = _prepare(folder, key)
     parallel.barrier()
     write_log(context.root, "stage", stage=name, key=key)
     begun = time.time()
-    stage.run(context, folder)
+    try:
+        stage.run(context, folder)
+    except KeyboardInterrupt:
+        write_log(context.root, "stopped", stage=name)
+        raise Stopped(
+            f'Stopped in the stage "{name}". What is done is kept; the same command goes on from there.'
+        ) from None
     parallel.barrier()
     if parallel.rank() == 0:
         stage.describe(folder)
         write_json(
             folder / MANIFEST_NAME,
             {
+                "format": FORMAT,
                 **_described(name, stage),
                 "key": key,
+                "versions_of_methods": stage.versions(),
                 "seconds": round(time.time() - begun, 2),
                 "resumed": resumed,
                 "processes": parallel.world_size(),
@@ -160,8 +198,9 @@ def _finished_elsewhere(runs: Sequence[Path], root: Path) -> dict[str, Path]:
             if not (other / RECIPE_NAME).is_file():
                 raise WeaksegError(f"{other} is not the folder of a run: it has no {RECIPE_NAME}.")
             if other.resolve() != root.resolve():
-                for path in sorted(other.glob(f"*/{MANIFEST_NAME}")):
-                    found.setdefault(read_json(path)["key"], path.parent)
+                for name in read_yaml(other / RECIPE_NAME)["stages"]:
+                    if (manifest := finished(other / name)) is not None:
+                        found.setdefault(manifest["key"], other / name)
     return parallel.gather(found)[0]
 
 
@@ -243,26 +282,8 @@ def clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
 
 @contextmanager
 def locked(root: Path, name: str = LOCK_NAME, what: str = "run") -> Iterator[None]:
-    """Hold the lock of a folder; a second run on the same folder is refused. The lock dies with its process."""
-    if parallel.rank() != 0:
-        yield
-        return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / name).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise WeaksegError(f"{root} cannot be used as a {what} folder: {error.strerror}.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise WeaksegError(
-                f"Another {what} is at work in {root} ({file.read().strip()}). Wait for it or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
-        file.flush()
+    """Hold the lock of a folder, for all processes of a job; a second run on the same folder is refused."""
+    with nullcontext() if parallel.rank() else files.locked(root / name, what, wait=False):
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import file_stamp
@@ -36,6 +37,11 @@ def contexts(samples: Sequence[Sample]) -> str | None:
     """Changes with the context masks of images; None where there are none."""
     drawn = [sample for sample in samples if sample.context is not None]
     return _digest((sample.name, sample.context.fingerprint()) for sample in drawn if sample.context) if drawn else None
+
+
+def files(paths: Iterable[Path]) -> str:
+    """Changes with files; raises `WeaksegError` where one is missing."""
+    return _digest(map(file_stamp, paths))
 
 
 def _image_stamp(sample: Sample) -> str:

@@ -11,26 +11,23 @@ from pydantic import Field, field_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Image
-from weakseg.methods.store import Model, load_model, make_ready
 from weakseg.pipeline import stamps
-from weakseg.pipeline.inference import Inference, Prediction, predict_batches
+from weakseg.pipeline.context import Context
+from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.measures import LabelMap, measure_context, measure_masks
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
-from weakseg.pipeline.stages.maps import Batch, complete_batches, read_maps
+from weakseg.pipeline.stage import Reads, Stage
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import Masks, mask_path
+from weakseg.pipeline.stages.predict import predict_samples
 from weakseg.pipeline.stages.segment import Segment
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
     from weakseg.report.folder import RunFolder
     from weakseg.report.markup import Markup
-
-BATCH_SIZE = 8
-"""Images of one size that go through a segmenter together."""
 
 
 class Evaluate(Stage):
@@ -43,9 +40,13 @@ class Evaluate(Stage):
     """
 
     kind: Literal["evaluate"] = "evaluate"
-    curves: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
-    masks: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict)
-    segmenters: Annotated[dict[str, str], Reads("segmenter")] = Field(default_factory=dict)
+    curves: Annotated[dict[str, str], Reads("masks")] = Field(
+        default_factory=dict, description="title → stage of pseudo-masks whose maps are measured at every threshold"
+    )
+    masks: Annotated[dict[str, str], Reads("masks")] = Field(default_factory=dict, description="title → stage of masks")
+    segmenters: Annotated[dict[str, str], Reads("segmenter")] = Field(
+        default_factory=dict, description="title → stage that trained a segmenter"
+    )
 
     @field_validator("curves", "masks", "segmenters", mode="before")
     @classmethod
@@ -82,8 +83,9 @@ class Evaluate(Stage):
         for title, stage in self.segmenters.items():
             for split, samples in (("score", context.score), ("val", context.val)):
                 predictions = folder / "predictions" / stage
-                model = load_model(context.folder(stage) / MODEL_FOLDER)
-                predict_samples(context, model, self._inference(context, stage), samples, predictions)
+                predict_samples(
+                    context, stage, self._inference(context, stage), samples, partial(prediction_path, predictions)
+                )
                 if samples:
                     rows.append(
                         _measure(context, title, split, samples, lambda s, f=predictions: prediction_path(f, s))
@@ -109,25 +111,6 @@ SUMMARY_KEYS = ("title", "split", "images", "threshold", "mean_iou", "mean_iou_p
 def prediction_path(folder: Path, sample: Sample) -> Path:
     """Where the prediction for an image lies."""
     return folder / f"{sample.name}.png"
-
-
-def predict_samples(
-    context: Context, model: Model, inference: Inference, samples: Sequence[Sample], folder: Path
-) -> None:
-    """Write a segmenter's label maps of all samples."""
-    device = context.fabric.device
-    make_ready(model, device)
-
-    def read(sample: Sample) -> Image:
-        return read_image(sample.image)
-
-    def write(sample: Sample, image: Image, prediction: Prediction) -> None:
-        write_label_map(prediction_path(folder, sample), prediction.labels)
-
-    def through(batches: list[Batch]) -> Iterator[None]:
-        return predict_batches(model, batches, read, write, inference, device)
-
-    complete_batches("predicting", samples, BATCH_SIZE, partial(prediction_path, folder), through)
 
 
 def _measure(context: Context, title: str, split: str, samples: Sequence[Sample], path: Any) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Settings, find_method
+from weakseg.methods.base import Refiner, Settings, find_method
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import Context
+from weakseg.pipeline.context import Context
 from weakseg.pipeline.stages.walk import ByRefiner
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class InstanceMasks(ByRefiner):
     kind: Literal["instances"] = "instances"
 
     def checked(self, where: str) -> Self:
-        if not hasattr(find_method("REFINER", self.method), "InstanceOptions"):
+        if not hasattr(find_method(Refiner, self.method), "InstanceOptions"):
             raise WeaksegError(f"{where}.method: the refiner {self.method} does not tell instances apart.")
         return super().checked(where)
 
     def options_class(self) -> type[Settings]:
-        options: type[Settings] = find_method("REFINER", self.method).InstanceOptions
+        options: type[Settings] = find_method(Refiner, self.method).InstanceOptions  # type: ignore[attr-defined]
         return options
 
     def result(self, network: Any, *given: Any) -> Instances:

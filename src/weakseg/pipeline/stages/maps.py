@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_image
+from weakseg.data.loading import ReadFolder, read_fields
 from weakseg.data.transforms import Factor
+from weakseg.methods.base import Localiser
 from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.activation import (
     ActivationMaps,
@@ -27,52 +27,72 @@ from weakseg.ops.activation import (
     stretch_maps,
 )
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Reads, Stage
-from weakseg.progress import Progress
+from weakseg.pipeline.context import Batch, Context, complete_batches
+from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
+from weakseg.threads import pipelined
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
     from weakseg.report.folder import RunFolder
     from weakseg.report.markup import Markup
 
-STYLES = {"irnet": (resize_maps, divide_by_maximum), "seam": (resize_through_view, stretch_maps)}
-"""How maps are resized, and how they are normalised."""
-
-Batch = Sequence[Sample]
+STYLES = {
+    "irnet": (resize_maps, divide_by_maximum),
+    "seam": (resize_through_view, stretch_maps),
+    "raw": (resize_maps, None),
+}
+"""How maps are resized, and how they are normalised (None: not at all)."""
 
 
 class Maps(Stage):
     """Multi-scale and mirrored inference; which classes are present is read from the weak labels.
 
     In the style `irnet` maps are resized once and divided by their maximum; in the style `seam` they are brought to the
-    size of the network's input first, and reach from 0 at their minimum to 1 at their maximum.
+    size of the network's input first, and reach from 0 at their minimum to 1 at their maximum; in the style `raw` they
+    are sums of scores of any sign, for a rule that makes masks from such.
     """
 
     leaves: ClassVar[str] = "maps"
     kind: Literal["maps"] = "maps"
-    localiser: Annotated[str, Reads("localiser")]
-    scales: tuple[Factor, ...] = Field(default=(1.0, 0.5, 1.5, 2.0), min_length=1)
+    localiser: Annotated[str, Reads("localiser")] = Field(description="the stage that trained the localiser")
+    scales: tuple[Factor, ...] = Field(
+        default=(1.0, 0.5, 1.5, 2.0), min_length=1, description="sizes of the image, 1 is its own"
+    )
     stride: int = Field(default=4, gt=0, description="pixels of the image per cell of the saved maps")
-    style: Literal["irnet", "seam"] = "irnet"
+    style: Literal["irnet", "seam", "raw"] = Field(
+        default="irnet", description="how maps are resized and normalised; raw: not normalised, of any sign"
+    )
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
 
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
-        return [stamps.images(samples), stamps.weak_labels(samples)]
+        _, readers = self._trained(context).at_inference(context)
+        folders = [stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)]
+        return [stamps.images(samples), stamps.weak_labels(samples), *folders]
+
+    def _trained(self, context: Context) -> Learning:
+        stage = context.stages[self.localiser]
+        assert isinstance(stage, Learning)
+        return stage
 
     def run(self, context: Context, folder: Path) -> None:
         resize, normalise = STYLES[self.style]
         device = context.fabric.device
         model = load_model(context.folder(self.localiser) / MODEL_FOLDER)
+        network = model.network
+        assert isinstance(network, Localiser)
         make_ready(model, device)
+        fields, readers = self._trained(context).at_inference(context)
 
         def read(batch: Batch) -> tuple[Batch, Views]:
-            return batch, Views.of([read_image(sample.image) for sample in batch], self.scales, device)
+            items = [read_fields(sample, readers, fields) for sample in batch]
+            return batch, Views.of([item["image"] for item in items], self.scales, device, fields, items)
 
         def compute(inputs: tuple[Batch, Views]) -> Iterator[tuple[Sample, list[int], Size, Tensor]]:
             batch, views = inputs
             labels = [sorted(sample.labels.present()) for sample in batch]
-            maps = multi_scale_maps(model.network.activation_maps, views, labels, device, self.stride, resize)
+            maps = multi_scale_maps(network.activation_maps, views, labels, device, self.stride, resize)
             for sample, present, of_present in zip(batch, labels, maps, strict=True):
                 yield sample, present, views.size, of_present
 
@@ -87,7 +107,7 @@ class Maps(Stage):
             context.weakly_labelled(),
             self.batch_size,
             partial(map_path, folder),
-            partial(parallel.pipelined, read, compute, write),
+            partial(pipelined, read, compute, write),
         )
 
     @classmethod
@@ -113,35 +133,6 @@ def map_figures(run: RunFolder, name: str, shown: Shown, what: str) -> Iterator[
         curves = {run.stages[masks]["maps"]: title for masks, title in run.titles("curves").items()}
         what += f" ({curves.get(name, name)})"
     yield from shown.heat_maps(read_maps(run.root / name, shown.sample), what)
-
-
-def complete_batches(
-    title: str,
-    samples: Sequence[Sample],
-    batch_size: int,
-    path: Callable[[Sample], Path],
-    through: Callable[[list[Batch]], Iterable[object]],
-) -> None:
-    """What `pipeline.stage.complete` does, for images that go through a network in batches of one size.
-
-    `through` makes the files of all images of the batches that it is given, and yields once for each image.
-    """
-    batches = parallel.share(same_size_batches(samples, batch_size))
-    waiting = [batch for batch in batches if not all(path(sample).exists() for sample in batch)]
-    total = sum(map(len, batches))
-    with Progress(title, total, done=total - sum(map(len, waiting))) as progress:
-        for _ in through(waiting):
-            progress.advance()
-    parallel.barrier()
-
-
-def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]:
-    """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
-    so that the last bits of the results do not either."""
-    by_size: dict[tuple[int, int], list[Sample]] = {}
-    for sample, size in zip(samples, parallel.threaded(lambda s: image_size(s.image), samples), strict=True):
-        by_size.setdefault(size, []).append(sample)
-    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 
 
 STAGE = Maps

@@ -1,26 +1,33 @@
-"""Pseudo-masks from activation maps: a background threshold, then dense CRF. Artifact: one palette PNG per image,
-`curve.json` (the threshold curve, where there are masks to measure against) and `threshold.json`. Refined maps that
-have a background of their own need no threshold and have no curve."""
+"""Pseudo-masks from activation maps: a background threshold, then dense CRF, or a method's own rule. Artifact: one
+palette PNG per image, `curve.json` (the threshold curve, where there are masks to measure against) and
+`threshold.json`. Refined maps that have a background of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.loading import Reader, ReadFolder, read_fields
+from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
+from weakseg.methods.base import MaskRule, find_method, version_of
 from weakseg.pipeline import stamps
-from weakseg.pipeline.inference import against_background, decide, known_crf
+from weakseg.pipeline.context import Context, complete
+from weakseg.pipeline.inference import LabelArray, against_background, decide, known_crf
+from weakseg.pipeline.learning import ReadArrays
 from weakseg.pipeline.measures import measure_curve
-from weakseg.pipeline.stage import Context, Reads, Stage, complete
+from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
+from weakseg.settings import changed, validate
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -28,54 +35,138 @@ if TYPE_CHECKING:
     from weakseg.report.markup import Markup
 
 DEFAULT_THRESHOLD = 0.3
+RULES = ("auto", "threshold", "own background")
+
+Decide = Callable[[Sample], LabelArray]
 
 
 class Masks(Stage):
-    """`threshold` is the score of the background on maps that reach from 0 to 1 and have no background themselves."""
+    """A rule decides the label of every pixel; `options` and `inputs` are for rules that methods bring."""
 
     leaves: ClassVar[str] = "masks"
     kind: Literal["masks"] = "masks"
-    maps: Annotated[str, Reads("maps")]
+    maps: Annotated[str, Reads("maps")] = Field(description="the stage that made the maps")
+    rule: str = Field(
+        default="auto",
+        description="threshold: the best class where it is above a threshold; own background: the background that maps "
+        "have themselves; auto: the latter where they have one; or the name of a method that brings a rule",
+    )
     threshold: float | Literal["auto"] = Field(
         default="auto",
-        description=f"auto: the best on the score split, or {DEFAULT_THRESHOLD} where there are no masks",
+        description="score of the background on maps from 0 to 1; auto: the best on the score split, or "
+        f"{DEFAULT_THRESHOLD} where there are no masks",
     )
     crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    options: dict[str, Any] = Field(default_factory=dict, description="the settings of a method's rule")
+    inputs: Annotated[dict[str, str], Reads()] = Field(
+        default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
+    )
 
     @field_validator("crf")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
         return known_crf(name)
 
+    def checked(self, where: str) -> Self:
+        if self.rule in RULES:
+            if self.options or self.inputs:
+                raise WeaksegError(f'{where}: the rule "{self.rule}" has neither options nor inputs; leave them out.')
+            return self
+        rule = find_method(MaskRule, self.rule)
+        for name, field in rule.fields.items():
+            if name not in self.inputs and field.folder is None:
+                raise WeaksegError(
+                    f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
+                )
+        options = validate(rule.Settings, self.options, f"{where}.options")
+        return self.model_copy(update={"options": options.model_dump(mode="json")})
+
+    def settings_of_artifact(self) -> dict[str, Any]:
+        settings = super().settings_of_artifact()
+        if self.rule not in RULES:
+            settings["options"] = changed(find_method(MaskRule, self.rule).Settings, self.options)
+        return settings
+
+    def versions(self) -> list[Any]:
+        of_rule = [] if self.rule in RULES else version_of(find_method(MaskRule, self.rule))
+        return [*super().versions(), *of_rule]
+
     def dependencies(self, context: Context) -> list[str]:
-        return [stamps.images(context.weakly_labelled()), stamps.ground_truth(context.score)]
+        samples = context.weakly_labelled()
+        folders = [] if self.rule in RULES else [stamps.files(map(r.path, samples)) for r in self._folders(context)]
+        return [stamps.images(samples), stamps.ground_truth(context.score), *folders]
 
     def run(self, context: Context, folder: Path) -> None:
-        source = context.folder(self.maps)
-        threshold = self._threshold(context, source, folder)
+        decide_mask = self._by_scores(context, folder) if self.rule in RULES else self._by_method(context, folder)
 
         def write(sample: Sample) -> None:
-            maps = read_maps(source, sample)
-            scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
-            if threshold is not None:
-                scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
-            mask = decide(read_image(sample.image), scores, labels, self.crf, context.fabric.device).labels
-            write_label_map(mask_path(folder, sample), mask)
+            write_label_map(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
 
+    @staticmethod
+    def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
+        return read_label_map(mask_path(folder, sample))
+
+    def _by_scores(self, context: Context, folder: Path) -> Decide:
+        """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
+        source = context.folder(self.maps)
+        threshold = self._threshold(context, source, folder)
+
+        def decide_mask(sample: Sample) -> LabelArray:
+            maps = read_maps(source, sample)
+            scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
+            if threshold is not None:
+                scores, labels = scores[maps.has_background :], labels[maps.has_background :]
+                scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
+            return decide(read_image(sample.image), scores, labels, self.crf, context.fabric.device).labels
+
+        return decide_mask
+
+    def _by_method(self, context: Context, folder: Path) -> Decide:
+        """What the rule of a method says."""
+        method, source = find_method(MaskRule, self.rule), context.folder(self.maps)
+        rule, count = method(method.Settings.model_validate(self.options)), len(context.dataset.classes)
+        readers: list[Reader] = [
+            ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
+        ]
+        readers += self._folders(context)
+
+        def decide_mask(sample: Sample) -> LabelArray:
+            item = read_fields(sample, readers, method.fields)
+            return rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+
+        return decide_mask
+
+    def _folders(self, context: Context) -> list[ReadFolder]:
+        fields = find_method(MaskRule, self.rule).fields.items()
+        root = context.dataset.folder
+        return [
+            ReadFolder(name, field, root / field.folder)
+            for name, field in fields
+            if field.folder is not None and name not in self.inputs
+        ]
+
     def _threshold(self, context: Context, source: Path, folder: Path) -> float | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
-        if read_maps(source, context.train[0]).has_background:
+        first = read_maps(source, context.train[0])
+        if first.signed:
+            raise WeaksegError(
+                f'The maps of "{self.maps}" are scores of any sign, which no threshold is meant for. Set rule to a '
+                "method that makes masks from them, or the style of the maps to irnet or seam."
+            )
+        if self.rule == "own background" and not first.has_background:
+            raise WeaksegError(f'The maps of "{self.maps}" have no background of their own; set rule to threshold.')
+        if first.has_background and self.rule != "threshold":
             return self._decided(context, folder, None, "the maps have a background of their own")
-        if context.score and not (folder / "curve.json").exists():
+        if context.score and not first.has_background and not (folder / "curve.json").exists():
             curve = measure_curve(context.score, context.dataset.classes, partial(read_maps, source))
             if parallel.rank() == 0:
                 write_json(folder / "curve.json", curve.to_dict())
             parallel.barrier()
         if self.threshold != "auto":
             return self._decided(context, folder, self.threshold, "given")
-        if context.score:
+        if (folder / "curve.json").exists():
             best = read_json(folder / "curve.json")["best_threshold"]
             return self._decided(context, folder, best, "best on the score split")
         return self._decided(context, folder, DEFAULT_THRESHOLD, "default, since no masks are there to choose it")

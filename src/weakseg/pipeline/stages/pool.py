@@ -3,24 +3,24 @@ transparent outside of the object, and `index.json` (see `methods.cda.Pool`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.loading import Draw, TaggedImages, generator
-from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.methods import cda
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import Context, Reads, Stage
+from weakseg.pipeline.context import Context
+from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.progress import Progress
+from weakseg.threads import threaded
 
 if TYPE_CHECKING:
     from weakseg.report.folder import RunFolder
@@ -38,7 +38,7 @@ class Pool(Stage):
 
     leaves: ClassVar[str] = "pool"
     kind: Literal["pool"] = "pool"
-    masks: Annotated[str, Reads("masks")]
+    masks: Annotated[str, Reads("masks")] = Field(description="the stage whose masks show where objects are")
     smallest: Share = Field(default=0.1, description="share of the image that the object covers at least")
     largest: Share = Field(default=0.7, description="share of the image that the object covers at most")
 
@@ -56,9 +56,7 @@ class Pool(Stage):
         mine = parallel.share(context.train)
         found: dict[str, int] = {}
         with Progress("pool", len(mine)) as progress:
-            for sample, label in zip(
-                mine, parallel.threaded(lambda s: self._cut(s, source, folder), mine), strict=True
-            ):
+            for sample, label in zip(mine, threaded(lambda s: self._cut(s, source, folder), mine), strict=True):
                 if label is not None:
                     found[sample.name] = label
                 progress.advance()
@@ -93,21 +91,13 @@ class Pool(Stage):
 
 
 def _part(run: RunFolder, name: str) -> Iterator[Markup]:
-    """The crops, and images with objects pasted on, as the classifiers that read the pool were trained on them."""
-    from weakseg.report.markup import element, note
+    """The crops of every class."""
+    from weakseg.report.markup import element
 
-    try:
-        classes, samples = run.open_data()
-    except WeaksegError as error:
-        yield note(f"The pool is left out, since the data cannot be read any more: {error}")
-        return
+    classes = Classes(run.data["classes"])
     pool = cda.Pool.load(run.root / name, classes)
     yield element("h3", f"Crops ({name})")
     yield from _crops(pool, classes)
-    for learning, stage in run.of_kind("localise").items():
-        if (stage.get("paste") or {}).get("pool") == name and pool.labels:
-            yield element("h3", f"Pasted on images ({learning})")
-            yield from _pasted(pool, stage, run.recipe["seed"], list(samples["train"].values()), classes)
 
 
 def _crops(pool: cda.Pool, classes: Classes) -> Iterator[Markup]:
@@ -125,34 +115,6 @@ def _crops(pool: cda.Pool, classes: Classes) -> Iterator[Markup]:
         caption = f"{classes.name(label)}: {len(crops)} of {len(names)} crops"
         figures.append(figure(sheet, caption, f"Crops of {caption}"))
     yield strip(figures, columns=3)
-
-
-def _pasted(
-    pool: cda.Pool, stage: Mapping[str, Any], seed: int, samples: Sequence[Sample], classes: Classes
-) -> Iterator[Markup]:
-    """Some images of the first epoch of a stage with what was pasted on them."""
-    from weakseg.report import pictures
-    from weakseg.report.figures import figure, strip
-    from weakseg.report.markup import element, note
-
-    settings = cda.Settings.model_validate({key: value for key, value in stage["paste"].items() if key != "pool"})
-    if few := [classes.name(label) for label in pool.labels_below(settings.fewest_crops)]:
-        yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
-    yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
-    images = TaggedImages(samples, len(classes), Augmentation.model_validate(stage["augment"]), seed)
-    pairs = cda.PastedPairs(images, pool.with_at_least(settings.fewest_crops), settings)
-    figures = []
-    for place in pictures.spread(range(len(images)), PASTED_IMAGES):
-        draw = Draw(0, place, place)
-        image, tags = images.read(draw)
-        pasted, union = pairs.pasted(image, tags, generator(seed, draw, cda.PASTING_STREAM))
-        added, old = (
-            ", ".join(classes.name(k + 1) for k in present.nonzero().flatten().tolist())
-            for present in (union - tags, tags)
-        )
-        caption = f"{added or 'nothing'} on {old or 'no class'}"
-        figures.append(figure(pictures.photo(pasted), caption, f"{caption}, {samples[place].name}"))
-    yield strip(figures, columns=PASTED_PER_ROW)
 
 
 STAGE = Pool

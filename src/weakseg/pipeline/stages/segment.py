@@ -1,65 +1,84 @@
-"""Train a segmenter on pseudo-masks as if they were ground truth. Artifact: a model folder."""
+"""Train a segmenter, on pseudo-masks as if they were ground truth or on whatever its method reads. Artifact: a model
+folder."""
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map
-from weakseg.data.loading import MaskedImages
+from weakseg.data.loading import Reader
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Kind
-from weakseg.methods.store import save_model, set_inference
+from weakseg.methods.base import Method, Segmenter
 from weakseg.pipeline import stamps
+from weakseg.pipeline.context import Context
 from weakseg.pipeline.inference import Inference
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads
+from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.stage import Reads
 from weakseg.pipeline.stages.masks import mask_path
 
 
 class Segment(Learning):
-    """`masks` is a stage of pseudo-masks, or null for the ground truth of the training split (full supervision).
-
-    `inference` is how the trained segmenter is evaluated and, unless told otherwise, used to predict.
-    """
+    """A method that reads no labels needs no `masks`."""
 
     leaves: ClassVar[str] = "segmenter"
     kind: Literal["segment"] = "segment"
-    method_kind: ClassVar[Kind] = "SEGMENTER"
-    masks: Annotated[str | None, Reads("masks")]
-    inference: Inference = Inference()
+    method_kind: ClassVar[type[Method]] = Segmenter
+    masks: Annotated[str | None, Reads("masks")] = Field(
+        default=None,
+        description="a stage of pseudo-masks, or null for the ground truth of the training split (full supervision)",
+    )
+    inference: Inference = Field(
+        default=Inference(),
+        description="how the trained segmenter is evaluated and, unless told otherwise, used to predict",
+    )
+
+    def given(self) -> list[str]:
+        return ["labels"] if "labels" in self.method_class().fields and "labels" not in self.inputs else []
+
+    def checked(self, where: str) -> Self:
+        if self.given() and "masks" not in self.model_fields_set:
+            raise WeaksegError(
+                f"{where}.masks: this setting is missing. Name a stage of pseudo-masks, or null for the ground truth."
+            )
+        return super().checked(where)
+
+    def own_readers(self, context: Context, folder: Path) -> list[Reader]:
+        if not self.given():
+            return []
+        return [ReadLabels(None if self.masks is None else context.folder(self.masks))]
 
     def settings_of_artifact(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"inference"})
+        settings = super().settings_of_artifact()
+        settings.pop("inference", None)
+        return settings
 
     def dependencies(self, context: Context) -> list[str]:
-        samples = self.samples(context)
-        truth = [stamps.ground_truth(samples)] if self.masks is None else []
-        return [*super().dependencies(context), stamps.images(samples), *truth]
+        truth = [stamps.ground_truth(self.samples(context))] if self.given() and self.masks is None else []
+        return [*super().dependencies(context), *truth]
 
-    def run(self, context: Context, folder: Path) -> None:
-        read = ground_truth if self.masks is None else partial(pseudo_mask, context.folder(self.masks))
-        images = MaskedImages(self.samples(context), read, self.augment, context.seed)
-        model = self.learn(context, folder, images)
-        if parallel.rank() == 0:
-            save_model(folder / MODEL_FOLDER, model)
-
-    def describe(self, folder: Path) -> None:
-        set_inference(folder / MODEL_FOLDER, self.inference.model_dump(mode="json"))
+    def inference_of_model(self) -> dict[str, Any]:
+        return self.inference.model_dump(mode="json")
 
 
-# Not inside of `run`: worker processes that are not forked can only be told what a module holds.
-def pseudo_mask(folder: Path, sample: Sample) -> npt.NDArray[np.uint8]:
-    """The label map that the stage of this folder made for an image."""
-    return read_label_map(mask_path(folder, sample))
+@dataclass(frozen=True)
+class ReadLabels:
+    """`labels`: the label map that the stage of this folder made for a sample, or the sample's ground truth."""
+
+    folder: Path | None
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
+        return {
+            "labels": ground_truth(sample) if self.folder is None else read_label_map(mask_path(self.folder, sample))
+        }
 
 
-def ground_truth(sample: Sample) -> npt.NDArray[np.uint8]:
+def ground_truth(sample: Sample) -> npt.NDArray[Any]:
     """The label map of an image; raises `WeaksegError` where it has none."""
     if sample.mask is None:
         raise WeaksegError(f"{sample.name} has no ground truth to train on; set masks to a stage instead.")

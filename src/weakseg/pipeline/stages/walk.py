@@ -13,14 +13,16 @@ from pydantic import Field
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Image, Settings, find_method
+from weakseg.methods.base import Image, Refiner, Settings, find_method, version_of
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
-from weakseg.pipeline.stage import MODEL_FOLDER, Context, Learning, Reads, Stage, complete
+from weakseg.pipeline.context import Context, complete
+from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
-from weakseg.settings import validate
+from weakseg.settings import changed, validate
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -35,10 +37,12 @@ class ByRefiner(Stage):
     """
 
     title: ClassVar[str]
-    method: str
-    refiner: Annotated[str, Reads("refiner")]
-    maps: Annotated[str, Reads("maps")]
-    options: dict[str, Any] = Field(default_factory=dict)
+    method: str = Field(description="the method of the refiner")
+    refiner: Annotated[str, Reads("refiner")] = Field(description="the stage that trained the refiner")
+    maps: Annotated[str, Reads("maps")] = Field(description="the stage whose maps are handed to it")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="what the refiner is told; nothing is trained anew"
+    )
 
     def options_class(self) -> type[Settings]:
         """The options of this method."""
@@ -56,8 +60,19 @@ class ByRefiner(Stage):
         raise NotImplementedError
 
     def checked(self, where: str) -> Self:
-        options = validate(self.options_class(), self.options, f"{where}.options")
-        return self.model_copy(update={"options": options.model_dump(mode="json")})
+        path = str(Path(self.method).expanduser().resolve()) if self.method.endswith(".py") else self.method
+        found = self.model_copy(update={"method": path})
+        options = validate(found.options_class(), self.options, f"{where}.options")
+        return found.model_copy(update={"options": options.model_dump(mode="json")})
+
+    def settings_of_artifact(self) -> dict[str, Any]:
+        settings = super().settings_of_artifact()
+        settings["method"] = Path(self.method).name
+        settings["options"] = changed(self.options_class(), self.options)
+        return settings
+
+    def versions(self) -> list[Any]:
+        return [*super().versions(), *version_of(find_method(Refiner, self.method))]
 
     def dependencies(self, context: Context) -> list[str]:
         return [stamps.images(context.weakly_labelled())]
@@ -73,7 +88,7 @@ class ByRefiner(Stage):
 
     def run(self, context: Context, folder: Path) -> None:
         device = context.fabric.device
-        network = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(device)
+        network: Any = load_model(context.folder(self.refiner) / MODEL_FOLDER).network.to(device)
         options = self.options_class().model_validate(self.options)
         path, source = partial(self.result_path, folder), context.folder(self.maps)
 
@@ -92,8 +107,7 @@ class Walk(ByRefiner):
     kind: Literal["walk"] = "walk"
 
     def options_class(self) -> type[Settings]:
-        options: type[Settings] = find_method("REFINER", self.method).Options
-        return options
+        return find_method(Refiner, self.method).Options
 
     def result(self, network: Any, *given: Any) -> ActivationMaps:
         walked: ActivationMaps = network.refine(*given)

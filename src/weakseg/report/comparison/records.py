@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from weakseg import __version__
 from weakseg.ops.paired import CONFIDENCE, Spread
 from weakseg.report.comparison.reading import Comparison, Row, Work
+from weakseg.version import __version__
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from functools import reduce
-from operator import add
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,16 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from definitions import threshold_labels
 from weakseg.errors import WeaksegError
-from weakseg.ops.metrics import (
-    THRESHOLDS,
-    Accumulator,
-    BoundaryScore,
-    Confusion,
-    ThresholdCurve,
-    boundary_f_score,
-    threshold_labels,
-)
+from weakseg.ops.accumulator import Accumulator
+from weakseg.ops.boundary import BOUNDARY_TOLERANCE, BoundaryScore
+from weakseg.ops.confusion import Confusion
+from weakseg.ops.threshold_curve import THRESHOLDS, ThresholdCurve
 
 untimed = settings(deadline=None)  # the first example compiles
 sizes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
@@ -52,15 +47,6 @@ def counted(truth: np.ndarray, prediction: np.ndarray, num_classes: int = 5) -> 
     confusion = Confusion(num_classes)
     confusion.update(truth, prediction, "a")
     return confusion
-
-
-def literal_labels(labels: np.ndarray, maps: np.ndarray, threshold: float, num_classes: int) -> np.ndarray:
-    """The definition, written out: one plane for each class."""
-    planes = np.zeros((num_classes, *maps.shape[1:]), np.float32)
-    planes[0] = threshold
-    for label, one in zip(labels, maps, strict=True):
-        planes[label] = one
-    return planes.argmax(axis=0)
 
 
 class TestConfusion:
@@ -122,7 +108,7 @@ class TestConfusion:
     def test_counts_do_not_wrap(self) -> None:
         confusion = counted(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8))
         for _ in range(40):
-            confusion = confusion + confusion
+            confusion.merge(confusion)
         assert confusion.truth[0] == 2**40
 
     def test_255_classes_fit(self) -> None:
@@ -132,13 +118,6 @@ class TestConfusion:
 
 class TestThresholdCurve:
     @untimed
-    @given(scored_images(), st.sampled_from([*THRESHOLDS, -0.05, -0.25, 1.0]))
-    def test_threshold_labels_is_the_definition(self, image, threshold: float) -> None:
-        _, labels, maps = image
-        expected = literal_labels(labels, maps, threshold, 5)
-        np.testing.assert_array_equal(threshold_labels(labels, maps, threshold, 5), expected)
-
-    @untimed
     @given(st.lists(scored_images(), min_size=1, max_size=3))
     def test_one_pass_equals_a_pass_for_each_threshold(self, images) -> None:
         curve = ThresholdCurve(5)
@@ -146,7 +125,7 @@ class TestThresholdCurve:
         for truth, labels, maps in images:
             curve.update(truth, labels, maps, "a")
             for threshold, confusion in zip(THRESHOLDS, plain, strict=True):
-                confusion.update(truth, literal_labels(labels, maps, threshold, 5), "a")
+                confusion.update(truth, threshold_labels(labels, maps, threshold, 5), "a")
         for i, confusion in enumerate(plain):
             np.testing.assert_array_equal(curve.at(i).matrix, confusion.matrix)
             assert curve.at(i).images == len(images)
@@ -192,10 +171,6 @@ class TestThresholdCurve:
         with pytest.raises(WeaksegError, match="must ascend"):
             ThresholdCurve(2, [0.2, 0.1])
 
-    def test_threshold_that_is_no_number(self) -> None:
-        with pytest.raises(WeaksegError, match="not a number"):
-            threshold_labels(np.array([1]), np.zeros((1, 2, 2), np.float32), math.nan, 2)
-
 
 def contours_of(mask: np.ndarray) -> np.ndarray:
     """Coordinates (M, 2) of the pixels of a mask with a 4-neighbour in the image outside of it."""
@@ -217,6 +192,14 @@ def share_within(points: np.ndarray, others: np.ndarray, radius: float, free: np
     matched = [any(((point - others) ** 2).sum(axis=1) <= radius**2) for point in points]
     counts = [hit or not free[tuple(point)] for point, hit in zip(points, matched, strict=True)]
     return sum(matched) / sum(counts) if sum(counts) else math.nan
+
+
+def boundary_f_score(
+    truth: np.ndarray, prediction: np.ndarray, num_classes: int, tolerance: float = BOUNDARY_TOLERANCE
+) -> np.ndarray:
+    score = BoundaryScore(num_classes, tolerance)
+    score.update(truth, prediction, "a")
+    return score.f_score()
 
 
 def square(y: int, x: int, side: int = 20, size: int = 60) -> np.ndarray:
@@ -291,11 +274,18 @@ def updated(kind: type[Accumulator], seed: int) -> Accumulator:
     return accumulator
 
 
+def merged(parts: Sequence[Accumulator]) -> Accumulator:
+    total = type(parts[0])(4)
+    for part in parts:
+        total.merge(part)
+    return total
+
+
 @pytest.mark.parametrize("kind", [Confusion, ThresholdCurve, BoundaryScore])
 class TestAccumulators:
     def test_sums_do_not_depend_on_order_or_process(self, kind) -> None:
         parts = [updated(kind, seed) for seed in range(4)]
-        forwards, backwards = reduce(add, parts), reduce(add, parts[::-1])
+        forwards, backwards = merged(parts), merged(parts[::-1])
         reduced = kind(4)
         reduced.add_state({name: sum(part.state()[name] for part in parts) for name in parts[0].state()})
         assert forwards.images == 4
@@ -309,14 +299,8 @@ class TestAccumulators:
             counts += 1
         assert accumulator.to_dict() == before
 
-    def test_adding_leaves_the_parts_alone(self, kind) -> None:
-        one, two = updated(kind, 1), updated(kind, 2)
-        before = one.to_dict()
-        total = one + two
-        assert one.to_dict() == before != total.to_dict()
-
     def test_json_has_no_nan(self, kind) -> None:
-        accumulator = kind(9) + kind(9)
+        accumulator = kind(9)
         zeros = np.zeros((2, 2), np.uint8)
         maps = (np.zeros(0, np.int16), np.zeros((0, 2, 2), np.float32))
         accumulator.update(zeros, *(maps if kind is ThresholdCurve else (zeros,)), "a")
@@ -390,6 +374,4 @@ def test_bad_activation_maps_are_named_and_not_counted(labels: list[int], maps: 
     curve = ThresholdCurve(3)
     with pytest.raises(WeaksegError, match=f"^cat/1: .*{message}"):
         curve.update(plain, np.array(labels), maps, "cat/1")
-    with pytest.raises(WeaksegError, match=f"^cat/1: .*{message}"):
-        threshold_labels(np.array(labels), maps, 0.1, 3, "cat/1")
     assert curve.images == 0
