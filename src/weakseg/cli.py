@@ -316,7 +316,7 @@ def superpixels(
     from weakseg.models.registry import BackboneSettings
     from weakseg.pipeline.superpixels import SuperpixelSettings, superpixel_files
     from weakseg.settings import validate
-    from weakseg.training import RuntimeSettings, start
+    from weakseg.runtime import RuntimeSettings, start
 
     settings = validate(SuperpixelSettings, _given(k=k, min_size=min_size, count=count), "")
     network = _given(name=backbone, weights=weights)

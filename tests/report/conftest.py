@@ -20,7 +20,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.measures import measure_curve, measure_masks
 from weakseg.pipeline.recipe import Recipe, load_recipe
 from weakseg.pipeline.run import DATA_NAME, MANIFEST_NAME, RECIPE_NAME, versions
-from weakseg.pipeline.stage import write_log
+from weakseg.pipeline.context import write_log
 from weakseg.pipeline.stages.evaluate import Evaluate, prediction_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
@@ -110,7 +110,7 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
                 "stage": name,
                 "key": name,
                 "settings": stage.model_dump(mode="json"),
-                "inputs": stage.inputs(),
+                "inputs": stage.inputs_of(),
                 "seconds": 12.5,
                 "resumed": name == "segment",
                 "processes": 1,
