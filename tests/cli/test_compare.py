@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tiny import TINY, artifacts, set_options, write_tiny_voc
+from weakseg.files import locked
 
 KILLED = Path(__file__).with_name("killed.py")
 # What differs between any two comparisons, besides what differs between their runs: times, and processes.
@@ -176,9 +176,7 @@ def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], process: Any
 def test_two_comparisons_in_one_folder_refuse_each_other(
     whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path
 ) -> None:
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / "compare.lock").open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with locked(tmp_path / "out" / "compare.lock", "comparison", wait=False):
         answer = weakseg(*arguments(whole[0], tmp_path / "out"))
     assert answer.status == 1
     assert "Error: Another comparison is at work in" in answer.err

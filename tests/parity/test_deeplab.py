@@ -286,7 +286,5 @@ def test_demo(parity, build, case):
     vectors = parity("deeplab/demo")
     network = build(vectors, VOC_CLASSES, multi_scale=True)
     images = as_batch(np.ascontiguousarray(vectors[f"resized_bgr{case}"][..., ::-1]))
-    large = nn.functional.interpolate(
-        network.logits({"image": images}), images.shape[-2:], mode="bilinear", align_corners=False
-    )
+    large = nn.functional.interpolate(network.logits({"image": images}), images.shape[-2:], mode="bilinear", align_corners=False)
     assert (large.argmax(1)[0].numpy() == vectors[f"labelmap{case}"]).mean() >= 0.995

@@ -11,11 +11,11 @@ import pytest
 from tiny import write_tiny_voc
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
+from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.settings import Settings
-from weakseg.pipeline.learning import Learning
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

@@ -17,10 +17,10 @@ from weakseg.data.images import write_label_map
 from weakseg.data.voc import read_voc
 from weakseg.files import write_json, write_text
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.context import write_log
 from weakseg.pipeline.measures import measure_curve, measure_masks
 from weakseg.pipeline.recipe import Recipe, load_recipe
 from weakseg.pipeline.run import DATA_NAME, MANIFEST_NAME, RECIPE_NAME, versions
-from weakseg.pipeline.context import write_log
 from weakseg.pipeline.stages.evaluate import Evaluate, prediction_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path

@@ -21,8 +21,8 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import VOID, Classes
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.context import write_log
+from weakseg.pipeline.recipe import load_recipe
 from weakseg.report import pictures
 from weakseg.report.markup import VOID_ELEMENTS, element, plot
 from weakseg.report.plots import confusion_matrix

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from weakseg import parallel
 from weakseg.data.images import read_image, write_superpixels
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
@@ -31,6 +30,7 @@ from weakseg.ops.superpixels import (
 from weakseg.pipeline.predict import Job, image_files
 from weakseg.progress import Progress
 from weakseg.settings import Settings
+from weakseg.threads import pipelined
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ def superpixels_of_many(
         item, ids, features = result
         write(item, ids if features is None else features.merged(ids, settings.count))
 
-    return parallel.pipelined(prepare, compute, finish, items)
+    return pipelined(prepare, compute, finish, items)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from weakseg import __version__
 from weakseg.files import read_json, write_json, write_text
 from weakseg.ops.paired import CONFIDENCE, Spread, paired_difference, spread
 from weakseg.pipeline.compare import Cell
@@ -18,6 +17,7 @@ from weakseg.report.markup import Share, duration, element, join, note, page, ta
 from weakseg.report.run import REPORT_NAME
 from weakseg.report.tables import ABSENT, percent, text_table
 from weakseg.training import LOG_NAME
+from weakseg.version import __version__
 
 PARTS = ("activation maps", "unrefined masks", "refined maps", "final masks", "segmenter")
 """What is measured in a run, from the first step to the last. The final masks are those that the segmenter learns from;

@@ -14,7 +14,7 @@ from weakseg.data.images import find_files, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_json, write_text
 from weakseg.labels import Classes
-from weakseg.pipeline.measures import measure_masks
+from weakseg.pipeline.measures import MaskScores, measure_masks
 from weakseg.report.plots import confusion_matrix, iou_bars
 from weakseg.report.tables import percent, text_table
 
@@ -26,17 +26,22 @@ def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str
     and returns the scores as text. Raises `WeaksegError` for images without a mask on either side, for masks that are
     no label maps and for masks of another size than their ground truth.
     """
-    samples = dataset.split(split)
-    found = _find_masks(masks, samples, split)
-    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    scores, extra = score_folder(masks, dataset, split)
     values = scores.to_dict()
     names = ["background", *dataset.classes.names]
     write_json(out / "scores.json", {"masks": str(masks), "split": split, "classes": names, **values})
     write_text(out / "images.csv", _image_table(values["image_iou"]))
     confusion_matrix(values["matrix"], names).save(out / "confusion.png")
     iou_bars({masks.name: values["iou"]}, names).save(out / "per_class.png")
-    extra = sorted(found.keys() - {sample.name for sample in samples})
     return "\n".join([scores_text(values, dataset.classes), *_remarks(values, extra)])
+
+
+def score_folder(masks: Path, dataset: Dataset, split: str) -> tuple[MaskScores, list[str]]:
+    """The scores of the label maps, and the names of those that belong to no image of the split."""
+    samples = dataset.split(split)
+    found = _find_masks(masks, samples, split)
+    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    return scores, sorted(found.keys() - {sample.name for sample in samples})
 
 
 def scores_text(values: Mapping[str, Any], classes: Classes) -> str:
