@@ -334,7 +334,7 @@ def test_later_stages_may_start_from_a_localisers_backbone(tmp_path: Path) -> No
 def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "data")
     other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
-    with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
+    with pytest.raises(WeaksegError, match=r'cannot start from the weights of the stage "cam".*of another kind'):
         carried_out(data, tmp_path / "run", "segment.init_from=cam", other)
     assert not (tmp_path / "run" / "cam").exists(), "told before the first stage begins"
 
