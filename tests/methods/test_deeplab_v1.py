@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Segmenter, find_method, means
 from weakseg.methods.deeplab_v1 import DeepLabV1
 from weakseg.models.norm import FixedBatchNorm2d
 from weakseg.models.registry import BackboneSettings
@@ -53,7 +53,7 @@ def test_loss_by_hand(place: str) -> None:
     network = segmenter("small", head="narrow", loss_at=place).eval()
     given = batch(1, 24, 24)
     given["labels"][:, :9] = VOID
-    (loss,) = network.losses(given).values()
+    (loss,) = means(network.losses(given), network.counts(given)).values()
     if place == "image":
         scores, labels = network.logits({"image": given["image"]}), given["labels"]
     else:
@@ -125,7 +125,7 @@ def test_learns_to_tell_two_colours() -> None:
     optimiser = torch.optim.SGD(network.param_groups(0.02), momentum=0.9)
     losses = []
     for _ in range(30):
-        (loss,) = network.losses(given).values()
+        (loss,) = means(network.losses(given), network.counts(given)).values()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mean_field import MeanField, PairwiseKernel
+from mean_field import MeanField, PairwiseKernel, softmax
 from weakseg.ops import densecrf, densecrf_torch
 from weakseg.ops.crf_features import bilateral_features, gaussian_features
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
