@@ -82,6 +82,13 @@ def test_statistics_of_the_batch_are_used_and_learned() -> None:
     torch.testing.assert_close(norm.running_mean, 0.5 * given.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
+def test_counting_learns_no_statistics() -> None:
+    network = segmenter(norm_momentum=0.5, loss_at="output").train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert network.counts(batch()) == {"segmentation": 2 * 5 * 6}  # stride 8, nothing void
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_fixed_statistics_stay() -> None:
     network = segmenter(norm="fixed")
     before = {name: tensor.clone() for name, tensor in network.named_buffers()}
