@@ -90,7 +90,9 @@ def dense_features(
     canvas = _padded(height, settings.canvas, stride), _padded(width, settings.canvas, stride)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
-    outputs = network_outputs(lambda x: backbone(x)[settings.stage - 1], torch.from_numpy(padded), device, mirror=False)
+    outputs = network_outputs(
+        lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
+    )
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
 
 
