@@ -51,7 +51,7 @@ def main(run: Path) -> None:
         contexts = sample.context.read()
         if len(rows) < ROWS and len(present) == 1 and (contexts == min(present)).any():
             image = read_image(sample.image)
-            maps = (read_maps(run / stage, sample) for stage in ("maps", "cda_maps"))
+            maps = (read_maps(run / stage, sample) for stage in ("maps", "round-1/maps"))
             heats = [heat_map(image, of_round.upsampled()[0]) for of_round in maps]
             truth = [painted(image, labels) for labels in (contexts, sample.mask.read())]
             rows.append([image, *heats, *truth])

@@ -7,7 +7,11 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import (
     atomic_path,
     drop_partial_line,
+    locked,
     read_json,
     read_npz,
     write_bytes,
@@ -107,6 +112,58 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(WeaksegError, match="x could not be written: Permission denied"):
         write_text(tmp_path / "x", "z")
+
+
+# Locks
+
+HOLD = """
+import sys
+from pathlib import Path
+from weakseg.files import locked
+with locked(Path(sys.argv[1]), "run", wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "run.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        for _ in range(2):  # whoever is refused leaves the name where it is
+            refused = pytest.raises(WeaksegError, match=rf"run is at work in {lock.parent} .*process {holder.pid} ")
+            with refused, locked(lock, "run", wait=False):
+                pytest.fail("two hold the lock")
+        holder.kill()
+    with locked(lock, "run", wait=False):
+        assert f"process {os.getpid()} " in lock.read_text()
+
+
+def test_those_who_wait_come_in_one_after_the_other(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+    inside: list[int] = []
+
+    def work(number: int) -> list[int]:
+        together.wait()
+        with locked(tmp_path / "lock", "download", wait=True):
+            inside.append(number)
+            seen = list(inside)
+            os.sched_yield()
+            inside.remove(number)
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [[0], [1], [2], [3]]
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    named = pytest.raises(WeaksegError, match="file cannot be used as a run folder")
+    with named, locked(tmp_path / "file" / "run.lock", "run", wait=True):
+        pytest.fail("a file is no folder")
 
 
 # JSON

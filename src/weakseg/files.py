@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import socket
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,19 +45,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Let in one process after the other. The folder is made; a lock dies with its process and leaves no file."""
+def locked(path: Path, work: str, *, wait: bool) -> Iterator[None]:
+    """Let one process at a time do some `work` ("run") in the folder of the lock file `path`.
+
+    The others wait, or get a `WeaksegError` that names the process at work, as does whoever cannot use the folder.
+    The folder is made. The lock dies with its process.
+    """
+    from filelock import FileLock, Timeout
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path).acquire(blocking=wait)
+    except Timeout:
+        owner = path.read_text(encoding="utf-8")
+        raise WeaksegError(f"Another {work} is at work in {path.parent} ({owner}). Wait for it or stop it.") from None
     except OSError as error:
-        raise _write_error(folder, error) from error
-    try:
-        with suppress(OSError):  # a file system that has no locks has to do without
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        raise WeaksegError(f"{path.parent} cannot be used as a {work} folder: {error.strerror or error}.") from None
+    with held:
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}"
+        try:
+            path.write_text(owner, encoding="utf-8")  # in place: another file would not be locked
+        except OSError as error:
+            raise _write_error(path, error) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _write_error(path: Path, error: OSError) -> WeaksegError:

@@ -140,7 +140,7 @@ def test_after_a_mistake_the_same_folder_can_be_used(
     refused(f"{WEIGHTS}=gone.pth")
     answer = weakseg("predict", tmp_path / "run", tiny_voc / "JPEGImages", "--out", tmp_path / "out")
     assert answer.status == 1
-    assert "has not finished any model yet" in answer.err
+    assert "run is neither a model folder (with config.json) nor a run (with recipe.yaml)" in answer.err
     answer = weakseg("run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *set_options(*TINY))
     assert answer.status == 0, answer.err
 

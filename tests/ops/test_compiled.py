@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numba
@@ -160,3 +163,41 @@ def test_compiles_where_nothing_can_be_kept_on_disk() -> None:
     names: dict = {}
     exec("def double(x):\n    return 2 * x", names)  # no file, so there is no folder for the cache
     assert compiled()(names["double"])(21) == 42
+
+
+ANOTHER_NUMBA = """
+import sys
+import numba
+from numba.core import caching
+
+{change}
+
+from weakseg.ops.compiled import compiled, load, store, vector
+import numpy as np
+
+def twice(x, lanes):
+    value = load(x, 0, vector(lanes))
+    store(x, 0, value + value)
+
+function, x = compiled()(twice), np.ones(4, np.float32)
+function(x, (0,) * 4)
+assert (x == 2).all()
+assert type(function._cache) is caching.FunctionCache
+print(sum(function.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "numba.version_info = numba.version_info._replace(major=999)",
+        "sys.modules['numba.core.event'] = None",
+    ],
+)
+def test_with_an_unknown_numba_its_own_cache_has_to_do(change: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ANOTHER_NUMBA.format(change=change))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, str(script)]
+    hits = [subprocess.run(command, env=environment, check=True, capture_output=True).stdout for _ in range(2)]
+    assert [int(count) for count in hits] == [0, 1]

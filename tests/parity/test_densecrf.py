@@ -174,9 +174,10 @@ def test_features(parity: Any) -> None:
 def test_mean_field(parity: Any, case: str) -> None:
     vectors = parity("densecrf/mean_field")
     image, stride = vectors[f"{case}_image"], int(vectors[f"{case}_stride"])
-    for name, (sxy, weight, *bilateral) in zip(vectors["parameter_names"], vectors["parameters"], strict=True):
-        if f"{case}_{name}_q1" not in vectors:
-            continue
+    all_parameters = dict(zip(vectors["parameter_names"].tolist(), vectors["parameters"], strict=True))
+    used = {name: values for name, values in all_parameters.items() if f"{case}_{name}_q1" in vectors}
+    assert used
+    for name, (sxy, weight, *bilateral) in used.items():
         for iterations, tolerance in TOLERANCES.items():
             parameters = CRFParameters(sxy, weight, *bilateral, iterations=iterations)
             marginals = dense_crf(image, unary(vectors, f"{case}_"), parameters)

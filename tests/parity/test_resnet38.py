@@ -113,9 +113,9 @@ def group_numbers(network: nn.Module, heads: list[str], parameters: list[str]) -
 
 def test_optimiser_and_schedule(parity: Any) -> None:
     vectors = parity("resnet38/optimiser")
-    old, new = (nn.Conv2d(6, 1, 1) for _ in range(2))
+    old, new = (nn.Conv2d(1, 1, 1) for _ in range(2))
     network = nn.ModuleList([old, new])
-    # The vectors give every group six values; the bias of a layer of that many outputs would have no weights of six.
+    # Every group has one parameter, of a shape that no layer has.
     parameters = [nn.Parameter(torch.from_numpy(values)) for values in vectors["start"]]
     old.weight, old.bias, new.weight, new.bias = parameters
     base_lr, steps = float(vectors["base_lr"]), int(vectors["max_step"])

@@ -16,25 +16,26 @@ from torch.utils.data import Dataset
 from weakseg.data.loading import Batches, Draw, Order
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
+from weakseg.methods.base import Batch, Method
 from weakseg.methods.deeplab import DeepLab
 from weakseg.models.registry import BackboneSettings
-from weakseg.settings import validate
 from weakseg.optimisation import TrainSettings
 from weakseg.runtime import RuntimeSettings, start
+from weakseg.settings import Settings, validate
 from weakseg.training import CHECKPOINT_NAME, LOG_NAME, train_network
 
 
-class Line(nn.Module):
+class Line(Method):
     """y = w · x + b with dropout, so that randomness inside the network is part of what must be repeatable."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Settings())
         torch.manual_seed(1)
         self.linear = nn.Linear(3, 1)
         self.dropout = nn.Dropout(0.5)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         if self.training:
             self.seen += len(batch["image"])
         predicted = self.linear(self.dropout(batch["image"].mean((2, 3))))
@@ -46,6 +47,8 @@ class Line(nn.Module):
 
 class Points(Dataset[dict[str, Tensor]]):
     """Twelve little images; `fails_at` interrupts the training at the given draw."""
+
+    images_per_draw = 1
 
     def __init__(self, fails_at: tuple[int, int] | None = None) -> None:
         self.fails_at, self.drawn = fails_at, []
@@ -161,7 +164,7 @@ def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path) -> None:
 class Steep(Line):
     """Loss and gradient are finite; a large step along it is not."""
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         return {"slope": 1e10 * self.linear.weight.sum()}
 
 
@@ -170,7 +173,7 @@ def test_a_gradient_that_explodes_changes_nothing_and_says_what_to_do(tmp_path: 
     class Cliff(Line):
         """The loss is finite, its gradient is not."""
 
-        def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
             return {"root": (0 * self.linear.weight).sum().sqrt()}
 
     settings = TrainSettings(steps=5, batch_size=4, lr=0.1, clip_norm=clip_norm)

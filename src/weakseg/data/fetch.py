@@ -10,35 +10,30 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-import socket
 import stat
 import tarfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, cast
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
+from weakseg.download import DownloadError, Progress, download, part_of
 from weakseg.errors import WeaksegError
 from weakseg.files import atomic_path, write_text
 
-Progress = Callable[[str, int, int], object]
-"""Called often with the step ("Downloading x.tar"), the bytes done and the bytes in all."""
-
-TIMEOUT_SECONDS = 60.0
-RETRY_WAITS = (1.0, 4.0, 16.0)
-"""Seconds before each further attempt at an address. An attempt that brought something starts the count anew."""
 CHUNK = 1 << 20
 PASCAL_CLASSES = 20
+# What reading a damaged archive may raise.
+UNREADABLE = (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+
+
+class _DamagedError(Exception):
+    """An archive cannot be read to its end."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,14 @@ def fetch(
         path = out / archive.file
         if not path.exists():
             _check_space(archive, out)
-            _download(archive, path, base_urls, report)
+            urls = [f"{base.rstrip('/')}/{archive.file}" for base in base_urls or ()] or archive.urls
+            try:
+                download(urls, path, archive.size, report)
+            except DownloadError as error:
+                raise WeaksegError(
+                    f"{archive.file} could not be downloaded ({error}). Check the connection and run the same command "
+                    f"again; the {_size(part_of(path)) / 1e6:.1f} MB that arrived are kept."
+                ) from None
         _verify(archive, path, report)
         try:
             archive.install(archive, path, out, report)
@@ -113,7 +115,7 @@ def _check_space(archive: Archive, out: Path) -> None:
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise WeaksegError(f"The folder {out} cannot be used ({error.strerror or error}). Choose another.") from None
-    needed = archive.size - _size(_part(out / archive.file)) + archive.unpacked
+    needed = archive.size - _size(part_of(out / archive.file)) + archive.unpacked
     if free < needed:
         raise WeaksegError(
             f"The disk of {out} has {free / 1e9:.1f} GB free, but {archive.file} may need {needed / 1e9:.1f} GB. "
@@ -136,7 +138,7 @@ def _verify(archive: Archive, path: Path, report: Progress) -> None:
 def _md5(path: Path, report: Progress) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        for chunk in _chunks(file, _DamagedError):
+        for chunk in _chunks(file):
             digest.update(chunk)
             report(f"Checking {path.name}", file.tell(), _size(path))
     return digest.hexdigest()
@@ -146,135 +148,18 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-# --- Downloading ------------------------------------------------------------------------------------------------------
-
-
-class _InterruptedError(Exception):
-    """The network failed in a way that may pass."""
-
-
-class _RefusedError(Exception):
-    """This address will not give us the file."""
-
-
-class _DamagedError(Exception):
-    """An archive cannot be read to its end."""
-
-
-# What reading from the network or from a damaged archive may raise.
-UNREADABLE = (OSError, HTTPException, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-
-
-def _chunks(stream: IO[bytes] | HTTPResponse, failure: type[Exception]) -> Iterator[bytes]:
-    """All of a stream, a piece at a time; trouble in reading (not in what is done with a piece) is a `failure`."""
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    """All of a stream, a piece at a time; trouble in reading, not in what is done with a piece, is damage."""
     try:
         while chunk := stream.read(CHUNK):
             yield chunk
     except UNREADABLE as error:
-        raise failure(_reason(error)) from error
+        raise _DamagedError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
     """The first line of what an error says."""
     return str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-
-
-def _part(path: Path) -> Path:
-    """Where the bytes of an unfinished download are kept."""
-    return path.with_name(f"{path.name}.part")
-
-
-def _download(archive: Archive, path: Path, base_urls: Sequence[str] | None, report: Progress) -> None:
-    """Download to `path` from the first address that has the file."""
-    urls = [f"{base.rstrip('/')}/{archive.file}" for base in base_urls] if base_urls else archive.urls
-    failures = []
-    for url in urls:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise WeaksegError(f'"{url}" is no web address: mirrors begin with http:// or https://.')
-        try:
-            _download_from(url, _part(path), archive, report)
-        except (_InterruptedError, _RefusedError) as error:
-            failures.append(f"{urlsplit(url).netloc}: {error}")
-        else:
-            _part(path).replace(path)
-            return
-    raise WeaksegError(
-        f"{archive.file} could not be downloaded ({'; '.join(failures)}). Check the connection and run the same "
-        f"command again; the {_size(_part(path)) / 1e6:.1f} MB that arrived are kept."
-    )
-
-
-def _download_from(url: str, part: Path, archive: Archive, report: Progress) -> None:
-    """Download to `part`, asking again after a broken connection."""
-    waits = list(RETRY_WAITS)
-    while _size(part) != archive.size:
-        before = _size(part)
-        try:
-            return _receive(url, part, archive, report)
-        except _InterruptedError:
-            if _size(part) > before:
-                waits = list(RETRY_WAITS)
-            if not waits:
-                raise
-            time.sleep(waits.pop(0))
-    return None
-
-
-def _receive(url: str, part: Path, archive: Archive, report: Progress) -> None:
-    """One request: append to `part` what it lacks, or write all of it where the server cannot resume."""
-    with _request(url, part) as response:
-        start, total = _extent(response)
-        if start not in (0, _size(part)):
-            raise _RefusedError(f"it sends bytes from {start} on instead of from {_size(part)} on")
-        if total not in (None, archive.size):
-            raise _RefusedError(f"its file has {total} bytes instead of {archive.size}")
-        done = start
-        try:
-            with part.open("ab" if start else "wb") as file:
-                for chunk in _chunks(response, _InterruptedError):
-                    file.write(chunk)
-                    done += len(chunk)
-                    if done > archive.size:
-                        raise _RefusedError(f"it sends more than {archive.size} bytes")
-                    report(f"Downloading {archive.file}", done, archive.size)
-        except OSError as error:
-            raise WeaksegError(
-                f"{part} could not be written ({error.strerror or error}). Free some space or choose another folder, "
-                "and run the same command again; what arrived is kept."
-            ) from None
-    if done < archive.size:
-        raise _InterruptedError(f"the connection broke after {done} of {archive.size} bytes")
-
-
-def _request(url: str, part: Path) -> HTTPResponse:
-    """Ask for the bytes that come after those in `part`."""
-    headers = {"User-Agent": "weakseg", "Accept-Encoding": "identity"}
-    if _size(part):
-        headers["Range"] = f"bytes={_size(part)}-"
-    try:
-        return cast(HTTPResponse, urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS))
-    except HTTPError as error:
-        if error.code == 416:  # the file has no bytes after those in `part`, so `part` is of another file
-            part.unlink(missing_ok=True)
-        may_pass = error.code in (408, 416, 429) or error.code >= 500
-        raise (_InterruptedError if may_pass else _RefusedError)(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        # A name that nobody knows will not be known in a few seconds: most likely there is no connection at all.
-        failure = _RefusedError if isinstance(reason, socket.gaierror) else _InterruptedError
-        raise failure(getattr(reason, "strerror", None) or str(reason)) from error
-
-
-def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """The first byte that a response brings and the size of the whole file (`None` if the server does not say)."""
-    if response.status == 206:
-        extent, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        first = extent.partition("-")[0]
-        if not first.isdecimal():
-            raise _RefusedError("it does not say which part of the file it sends")
-        return int(first), int(total) if total.isdecimal() else None
-    length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
 
 
 # --- Unpacking --------------------------------------------------------------------------------------------------------
@@ -287,7 +172,7 @@ def unpack(archive: Archive, path: Path, out: Path, report: Progress) -> None:
         if target.is_file() and _size(target) == size:
             continue
         with atomic_path(target) as temporary, temporary.open("wb") as file:
-            for chunk in _chunks(content, _DamagedError):
+            for chunk in _chunks(content):
                 file.write(chunk)
 
 
@@ -356,7 +241,7 @@ def install_sbd(archive: Archive, path: Path, out: Path, report: Progress) -> No
         names.add(file.stem)
         target = masks / f"{file.stem}.png"
         if not target.exists():
-            data = b"".join(_chunks(content, _DamagedError))
+            data = b"".join(_chunks(content))
             write_label_map(target, read_sbd_mask(data, f"{path}: {file}"))
     for name in train:
         with atomic_path(masks / f"{name}.png") as temporary:

@@ -232,7 +232,7 @@ def find_method(kind: type[M], name: str) -> type[M]:
     """The class of a method by its name or the path of its file. Raises `WeaksegError` for an unknown one, with the
     names there are, and for a file that cannot be imported or declares nothing of this kind."""
     if name.endswith(".py"):
-        module = _module_at(Path(name).expanduser().resolve())
+        module = _module_in(Path(name).expanduser().resolve())
         if not hasattr(module, _attribute(kind)):
             raise WeaksegError(f"{name} declares no {_word(kind)}: set {_attribute(kind)} to its class at the end.")
         return _declared(module, kind)
@@ -280,12 +280,16 @@ def _loaded(entry: Any) -> ModuleType:
         raise WeaksegError(f"The installed method {entry.name} ({entry.value}) cannot be imported: {error}.") from error
 
 
-@cache
-def _module_at(path: Path) -> ModuleType:
-    """The module in a file, imported once."""
+def _module_in(path: Path) -> ModuleType:
+    """The module in a file, imported again only when the file has changed."""
     if not path.is_file():
         raise WeaksegError(f"There is no file {path} with a method.")
-    name = f"weakseg_method_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    return _imported(path, path.read_bytes())
+
+
+@cache
+def _imported(path: Path, source: bytes) -> ModuleType:
+    name = f"weakseg_method_{hashlib.sha256(str(path).encode() + source).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

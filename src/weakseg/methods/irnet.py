@@ -182,9 +182,9 @@ class IRNet(base.Refiner):
 
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
-        """The maps after 2^t steps of the walk; the largest value of all of them, at the size of the image, is 1.
+        """The maps after 2^t steps of the walk, divided by the largest value of all of them at the size of the image.
 
-        A cell is larger than that where a peak is narrow. It is cut to 1, since maps are stored in [0, 1].
+        Where a peak is narrow, a cell exceeds that value. It is cut to 1, since maps are stored in [0, 1].
         """
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)

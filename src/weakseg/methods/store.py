@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from weakseg import __version__
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_bytes, write_json
 from weakseg.labels import Classes
 from weakseg.methods.base import KINDS, Method, find_method, kind_of
 from weakseg.models.norm import fold_norms
 from weakseg.settings import validate
+from weakseg.version import __version__
 
 FORMAT = 1
 CONFIG_NAME = "config.json"

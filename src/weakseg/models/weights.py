@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import logging
 import os
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from weakseg.download import DownloadError, download
 from weakseg.errors import WeaksegError
-from weakseg.files import atomic_path, locked_folder
+from weakseg.files import locked
 from weakseg.models.backbone import Backbone
 from weakseg.models.caffe import read_caffe
 from weakseg.models.mxnet import read_mxnet
 from weakseg.models.originals import ORIGINALS
-from weakseg.progress import Progress
+from weakseg.progress import Steps
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 
@@ -33,8 +32,6 @@ IMAGENET_FILES = {
 
 CLASSIFIER_PREFIXES = ("fc.", "fc8.", "classifier.")
 MAX_WEIGHTS_BYTES = 4 * 1024**3
-CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 30
 
 logger = logging.getLogger(__name__)
 
@@ -165,40 +162,34 @@ def imagenet_weights(name: str, *, base_url: str = TORCHVISION_URL, folder: Path
         )
     file_name = IMAGENET_FILES[name]
     path = (folder or cache_folder()) / file_name
-    with locked_folder(path.parent):  # of several processes, one downloads; the others wait and find the file
-        if not path.is_file():
-            _download(f"{base_url}/{file_name}", path)
-            return path
-    _check_sha256(path, file_name, f"{path} is damaged", "Delete it and run the same command again.")
+    if path.is_file():
+        _check_sha256(path, f"{path} is damaged", "Delete it and run the same command again.")
+    else:
+        with locked(path.parent / "download.lock", "download", wait=True):
+            if not path.is_file():  # another process may have downloaded it meanwhile
+                _download(f"{base_url}/{file_name}", path)
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            for chunk in _chunks(url, path):
-                file.write(chunk)
-        _check_sha256(temporary, path.name, f"{url} came damaged", "Run the same command again.")
-
-
-def _chunks(url: str, path: Path) -> Iterator[bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            total = int(response.headers.get("Content-Length") or 0)
-            with Progress(f"Downloading {path.name}", total >> 20, unit="MiB") as progress:
-                while chunk := response.read(CHUNK_BYTES):
-                    yield chunk
-                    progress.advance()
-    except (OSError, http.client.HTTPException) as error:
+        with Steps("MiB", 1 << 20) as steps:
+            download([url], path, None, steps.show)
+    except DownloadError as error:
         raise WeaksegError(
-            f"{url} could not be downloaded ({error}): put the file there as {path} by other means, or set weights "
-            "to the path of a file, or set weights: null to start from random weights."
+            f"{path.name} could not be downloaded ({error}): put the file there as {path} by other means, or set "
+            "weights to the path of a file, or set weights: null to start from random weights."
         ) from None
+    try:
+        _check_sha256(path, f"{url} came damaged", "Run the same command again.")
+    except WeaksegError:
+        path.unlink()
+        raise
 
 
-def _check_sha256(path: Path, file_name: str, fault: str, remedy: str) -> None:
-    """Raise `fault` and `remedy` unless the SHA-256 of `path` starts with the digits in `file_name`."""
-    expected = Path(file_name).stem.rpartition("-")[2]
+def _check_sha256(path: Path, fault: str, remedy: str) -> None:
+    """Raise `fault` and `remedy` unless the SHA-256 of the file starts with the digits in its name."""
+    expected = path.stem.rpartition("-")[2]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):

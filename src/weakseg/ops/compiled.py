@@ -17,8 +17,6 @@ Numba's disk cache does not see changes of what a function calls in another file
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import operator
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,11 +25,14 @@ from typing import Any
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils, event
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic as untyped_intrinsic
 from numba.extending import lower_builtin, models, register_model
+
+NEWEST_NUMBA_KNOWN = (0, 68)
+"""The last version whose internals are known to be those that `numba_internals.py` expects. Newer ones keep machine
+code in their own way, which may mix up that of processes that compile the same function at the same moment."""
 
 FLOAT, INT = ir.FloatType(), ir.IntType(32)
 
@@ -50,50 +51,24 @@ def compiled(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., 
         dispatcher = numba.njit(**options)(function)
         if not inner:
             with suppress(RuntimeError):  # neither the package's folder nor the user's cache folder can be written
-                dispatcher._cache = _Cache(function)
+                if cache := _cache_class():
+                    dispatcher._cache = cache(function)
+                else:
+                    dispatcher.enable_caching()  # what njit(cache=True) does
         return dispatcher
 
     return decorate
 
 
-class _NoCollection(event.Listener):
-    """Numba makes very many objects and little garbage: looking for that takes a tenth of the time and more."""
-
-    def __init__(self) -> None:
-        self.was_enabled: list[bool] = []
-
-    def on_start(self, _: Any) -> None:
-        self.was_enabled.append(gc.isenabled())
-        gc.disable()
-
-    def on_end(self, _: Any) -> None:
-        if self.was_enabled.pop():
-            gc.enable()
-
-
-event.register("numba:compiler_lock", _NoCollection())
-
-
-class _Cache(FunctionCache):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _CacheFiles(self._cache_path, self._impl.filename_base, stamp)
-
-
-class _CacheFiles(IndexDataCacheFile):
-    """An index of a function's machine code for several types of arguments, and a file for each.
-
-    Numba numbers these files. Processes that compile for different types at the same moment may then give two files
-    the same number, and run the wrong code later. Here a file is named after what it holds, and no index lists it
-    before it is there; what can get lost is an entry, and the function is compiled again.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        digest = hashlib.sha256(repr((self._source_stamp, key)).encode()).digest()
-        name = self._data_name(int.from_bytes(digest[:8], "big"))
-        self._save_data(name, data)
-        self._save_index({**self._load_index(), key: name})
+def _cache_class() -> Callable[[Callable[..., Any]], Any] | None:
+    """The cache for many processes; None where numba's own has to do, as its parts are not those we know."""
+    if numba.version_info[:2] > NEWEST_NUMBA_KNOWN:
+        return None
+    try:
+        from weakseg.ops.numba_internals import SharedCache
+    except ImportError:
+        return None
+    return SharedCache
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -25,7 +26,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.progress import Progress
-from weakseg.settings import Settings, changed, validate
+from weakseg.settings import changed, validate
 from weakseg.training import TrainingSet, train_network
 
 OF_SAMPLES = ("tags", "marks")
@@ -68,6 +69,12 @@ class Learning(Stage):
     def own_readers(self, context: Context, folder: Path) -> list[Reader]:
         """Read the fields that are `given`; `folder` is that of this stage."""
         return []
+
+    def with_weights(self, weights: str) -> Self:
+        backbone = self.model.get("backbone", {})
+        if backbone.get("weights") is None:
+            return self
+        return self.model_copy(update={"model": {**self.model, "backbone": {**backbone, "weights": weights}}})
 
     def checked(self, where: str) -> Self:
         path = str(Path(self.method).expanduser().resolve()) if self.method.endswith(".py") else self.method
@@ -159,7 +166,7 @@ class Learning(Stage):
             method.fields,
             self.augment,
             context.seed,
-            Prepared(self.method_kind, self.method, method.Settings.model_validate(self.model)),
+            Prepared(self.method_kind, self.method, self.model),
         )
 
     def wrapped(self, images: TrainingImages, context: Context) -> TrainingSet:
@@ -235,14 +242,20 @@ def _items(images: TrainingImages) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method makes of a view (`methods.base.Method.prepare`)."""
+    """What a method makes of a view (`methods.base.Method.prepare`). It is known by its name, since a class from a
+    file must be found anew in another process."""
 
     kind: type[Method]
     method: str
-    settings: Settings
+    model: dict[str, Any]
 
     def __call__(self, view: Item) -> Item:
-        return find_method(self.kind, self.method).prepare(self.settings, view)
+        return self._prepare(view)
+
+    @cached_property
+    def _prepare(self) -> Callable[[Item], Item]:
+        method = find_method(self.kind, self.method)
+        return partial(method.prepare, method.Settings.model_validate(self.model))
 
 
 @dataclass(frozen=True)

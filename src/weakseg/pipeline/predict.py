@@ -52,6 +52,13 @@ def _checked(model: Model, path: Path) -> Model:
     return model
 
 
+def checked_changes(model: Model, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of the inference settings; raises `WeaksegError` for one that has no effect on this kind of model."""
+    if NO_EFFECT[model.kind] in changes:
+        raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind}; leave it out.")
+    return changes
+
+
 def image_files(inputs: Sequence[Path], out: Path) -> list[Job]:
     """The images among files and folders, each with the path of its outputs below the output folder, without suffix.
 
@@ -106,9 +113,7 @@ def predict_files(
     An image that cannot be read does not keep the others from their results.
     """
     require_images_only(model)
-    if NO_EFFECT[model.kind] in changes:
-        raise WeaksegError(f"{NO_EFFECT[model.kind]} has no effect on a {model.kind}; leave it out.")
-    inference = validate(Inference, {**model.inference, **changes}, "inference")
+    inference = validate(Inference, {**model.inference, **checked_changes(model, changes)}, "inference")
     files = image_files(inputs, out)
     make_ready(model, device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})

@@ -7,22 +7,19 @@ on it. A stage with the same key in another run has the same artifact, which can
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from weakseg import __version__, parallel
+from weakseg import files, parallel
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
@@ -34,6 +31,7 @@ from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
+from weakseg.version import __version__
 
 FORMAT = 2
 """Of manifests: what the keys of stages are made of."""
@@ -284,26 +282,8 @@ def clear_temporaries(find: Callable[[str], Iterable[Path]]) -> None:
 
 @contextmanager
 def locked(root: Path, name: str = LOCK_NAME, what: str = "run") -> Iterator[None]:
-    """Hold the lock of a folder; a second run on the same folder is refused. The lock dies with its process."""
-    if parallel.rank() != 0:
-        yield
-        return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / name).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise WeaksegError(f"{root} cannot be used as a {what} folder: {error.strerror}.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise WeaksegError(
-                f"Another {what} is at work in {root} ({file.read().strip()}). Wait for it or stop it."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%H:%M:%S')}")
-        file.flush()
+    """Hold the lock of a folder, for all processes of a job; a second run on the same folder is refused."""
+    with nullcontext() if parallel.rank() else files.locked(root / name, what, wait=False):
         yield
 
 

@@ -11,11 +11,10 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from weakseg import parallel
 from weakseg.data.images import read_image, write_superpixels
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Image
+from weakseg.methods.base import Batch, Image
 from weakseg.models.backbone import Backbone
 from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -31,6 +30,7 @@ from weakseg.ops.superpixels import (
 from weakseg.pipeline.predict import Job, image_files
 from weakseg.progress import Progress
 from weakseg.settings import Settings
+from weakseg.threads import pipelined
 
 T = TypeVar("T")
 
@@ -90,9 +90,17 @@ def dense_features(
     canvas = _padded(height, settings.canvas, stride), _padded(width, settings.canvas, stride)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
+<<<<<<< HEAD
     outputs = network_outputs(
         lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
     )
+=======
+
+    def features(batch: Batch) -> torch.Tensor:
+        return backbone(batch["image"])[settings.stage - 1]
+
+    outputs = network_outputs(features, torch.from_numpy(padded), device, mirror=False)
+>>>>>>> wt-icd
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
 
 
@@ -126,7 +134,7 @@ def superpixels_of_many(
         item, ids, features = result
         write(item, ids if features is None else features.merged(ids, settings.count))
 
-    return parallel.pipelined(prepare, compute, finish, items)
+    return pipelined(prepare, compute, finish, items)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -158,7 +166,7 @@ def superpixel_files(
     made_with = settings.model_dump() | {"backbone": None if backbone is None else backbone.model_dump()}
     if len(missing) < len(outputs) or (out / SETTINGS_NAME).exists():
         _require_same(out, made_with)
-    network = None if backbone is None else _ready(backbone, device)
+    network = None if backbone is None else ready_backbone(backbone, device)
     write_json(out / SETTINGS_NAME, made_with)
     failures: dict[Job, str] = {}
 
@@ -194,7 +202,8 @@ def _require_same(out: Path, made_with: dict[str, Any]) -> None:
         raise WeaksegError(f"{out} was made with other settings: {before}, now {made_with}. Choose another folder.")
 
 
-def _ready(settings: BackboneSettings, device: torch.device) -> Backbone:
+def ready_backbone(settings: BackboneSettings, device: torch.device) -> Backbone:
+    """A pretrained backbone on `device` in the form that is fastest for inference."""
     backbone = build_backbone(settings).eval()
     fold_norms(backbone)
     return backbone.to(device)

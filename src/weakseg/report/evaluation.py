@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from weakseg.data.images import find_files, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_json, write_text
 from weakseg.labels import Classes
-from weakseg.pipeline.measures import measure_masks
+from weakseg.pipeline.measures import MaskScores, measure_masks
 from weakseg.report.plots import confusion_matrix, iou_bars
-from weakseg.report.tables import percent, text_table
+from weakseg.report.tables import csv_text, percent, text_table
 
 
 def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str:
@@ -26,17 +24,22 @@ def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str
     and returns the scores as text. Raises `WeaksegError` for images without a mask on either side, for masks that are
     no label maps and for masks of another size than their ground truth.
     """
-    samples = dataset.split(split)
-    found = _find_masks(masks, samples, split)
-    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    scores, extra = score_folder(masks, dataset, split)
     values = scores.to_dict()
     names = ["background", *dataset.classes.names]
     write_json(out / "scores.json", {"masks": str(masks), "split": split, "classes": names, **values})
     write_text(out / "images.csv", _image_table(values["image_iou"]))
     confusion_matrix(values["matrix"], names).save(out / "confusion.png")
     iou_bars({masks.name: values["iou"]}, names).save(out / "per_class.png")
-    extra = sorted(found.keys() - {sample.name for sample in samples})
     return "\n".join([scores_text(values, dataset.classes), *_remarks(values, extra)])
+
+
+def score_folder(masks: Path, dataset: Dataset, split: str) -> tuple[MaskScores, list[str]]:
+    """The scores of the label maps, and the names of those that belong to no image of the split."""
+    samples = dataset.split(split)
+    found = _find_masks(masks, samples, split)
+    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    return scores, sorted(found.keys() - {sample.name for sample in samples})
 
 
 def scores_text(values: Mapping[str, Any], classes: Classes) -> str:
@@ -81,12 +84,9 @@ def _find_masks(folder: Path, samples: Sequence[Sample], split: str) -> dict[str
 
 def _image_table(image_iou: Mapping[str, float | None]) -> str:
     """CSV: the images and their IoU in percent, the worst first; empty where all ground truth is void."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "iou_percent"])
     by_iou = sorted(image_iou.items(), key=lambda item: (item[1] is None, item[1], item[0]))
-    table.writerows([name, "" if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
-    return text.getvalue()
+    rows = ([name, None if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
+    return csv_text(["image", "iou_percent"], rows)
 
 
 def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import ClassVar
 
-from weakseg import __version__
 from weakseg.report.plots import Plot
+from weakseg.version import __version__
 
 WIDEST_PLOT = 8.0
 """Inches; the text of a wider plot could not be read in half the width of the page."""

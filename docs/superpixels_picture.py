@@ -1,0 +1,46 @@
+"""The picture of docs/superpixels.md: python docs/superpixels_picture.py TOY [WEIGHTS]
+
+TOY is a folder of `weakseg data make-toy TOY --size 192`, WEIGHTS a file for MobileNetV2; by default it is downloaded.
+Two images, one a row: image, segments, superpixels after merging, each in its mean colour, ground truth.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from sheet import Picture, save_sheet
+
+from weakseg.data.images import read_image
+from weakseg.data.opening import open_dataset
+from weakseg.models.registry import BackboneSettings, build_backbone
+from weakseg.ops.superpixels import Ids, segment_features
+from weakseg.pipeline.superpixels import SuperpixelSettings, superpixels
+from weakseg.report.pictures import painted
+
+ROWS, SETTINGS = 2, SuperpixelSettings(count=16)
+
+
+def main(toy: Path, weights: str = "imagenet") -> None:
+    backbone = build_backbone(BackboneSettings(name="mobilenet_v2", output_stride=8, weights=weights)).eval()
+    rows = []
+    for sample in open_dataset(toy).split("train")[:ROWS]:
+        image = read_image(sample.image)
+        assert sample.mask is not None
+        maps = (superpixels(image, network, SETTINGS) for network in (None, backbone))
+        rows.append([image, *(in_mean_colours(image, ids) for ids in maps), painted(image, sample.mask.read())])
+    save_sheet(rows, "superpixels.png", colours=128)
+
+
+def in_mean_colours(image: Picture, ids: Ids) -> Picture:
+    """Superpixels in their mean colours, with white outlines."""
+    colours = segment_features(image.transpose(2, 0, 1).astype(np.float32), ids, (ids.shape[0], ids.shape[1]))
+    picture = colours[ids].astype(np.uint8)
+    picture[:, :-1][ids[:, :-1] != ids[:, 1:]] = 255
+    picture[:-1][ids[:-1] != ids[1:]] = 255
+    return picture
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
