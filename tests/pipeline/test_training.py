@@ -164,9 +164,7 @@ def test_ctrl_c_finishes_the_update_and_keeps_it(tmp_path: Path, stopped_at: tup
     seldom = RuntimeSettings(device="cpu", checkpoint_minutes=60)
     network, handler = Line(), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train_network(
-            start(seldom), network, Stopping(stopped_at), SETTINGS, seldom, folder=tmp_path / "cut", seed=5
-        )
+        train_network(start(seldom), network, Stopping(stopped_at), SETTINGS, seldom, folder=tmp_path / "cut", seed=5)
     assert signal.getsignal(signal.SIGINT) is handler
     updates = 3 * stopped_at[0] + stopped_at[1] // 4 + 1
     assert len(log_of(tmp_path / "cut")) == updates
