@@ -168,7 +168,7 @@ def compare(
 ) -> None:
     """Carry out several recipes with several seeds and compare them in one table.
 
-    The table (compare.html, compare.md, compare.json) has means, standard deviations, differences to the first recipe
+    The table (compare.html, .md, .tex, .csv, .json) has means, standard deviations, differences to the first recipe
     seed by seed, times and image passes of training. Each run has its own folder RECIPE/seed-N with its own report;
     stages that runs have in common are done once. The same command continues an interrupted comparison.
 
@@ -184,7 +184,8 @@ def compare(
     from weakseg.parallel import rank
     from weakseg.pipeline.compare import Cell, carry_out, plan
     from weakseg.pipeline.recipe import with_weights
-    from weakseg.report.comparison import summary_text, write_comparison
+    from weakseg.report.comparison.files import write_comparison
+    from weakseg.report.comparison.tables import summary_text
     from weakseg.report.run import write_report
 
     cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)

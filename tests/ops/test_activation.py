@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import write_npz
 from weakseg.ops.activation import (
     ActivationMaps,
+    Network,
     Views,
     maps_per_scale,
     multi_scale_maps,
@@ -28,6 +28,7 @@ from weakseg.ops.activation import (
     resize_through_view,
     stretch_maps,
 )
+from weakseg.ops.fields import Batch
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def brightness(images: Tensor) -> Tensor:
+def brightness(batch: Batch) -> Tensor:
     """A stand-in for a network of stride 16 with two classes: bright places and dark places."""
+    images = batch["image"]
     mean = F.avg_pool2d(F.pad(images, (0, -images.shape[3] % 16, 0, -images.shape[2] % 16)), 16).mean(1, keepdim=True)
     return torch.cat([mean, -mean], 1).relu()
 
@@ -66,20 +68,18 @@ def test_scale_1_leaves_the_image_alone() -> None:
     assert np.array_equal(resize_image(image, 1.0), image)
 
 
-def maps_of(network: Callable[[Tensor], Tensor], images: list[np.ndarray], scales: tuple[float, ...]) -> Tensor:
+def maps_of(network: Network, images: list[np.ndarray], scales: tuple[float, ...]) -> Tensor:
     """Maps (N, 2, h, w) of both classes of `brightness`."""
     return torch.stack(multi_scale_maps(network, Views.of(images, scales), [[1, 2]] * len(images), CPU))
 
 
-def one_view_at_a_time(
-    network: Callable[[Tensor], Tensor], image: np.ndarray, scales: tuple[float, ...], stride: int
-) -> Tensor:
+def one_view_at_a_time(network: Network, image: np.ndarray, scales: tuple[float, ...], stride: int) -> Tensor:
     """The definition: each scale, as it is and mirrored, all classes, summed."""
     size = (-(-image.shape[0] // stride), -(-image.shape[1] // stride))
     total = torch.zeros(())
     for scale in scales:
         view = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
-        for maps in (network(view), network(view.flip(3)).flip(3)):
+        for maps in (network({"image": view}), network({"image": view.flip(3)}).flip(3)):
             total = total + F.interpolate(maps, size, mode="bilinear", align_corners=False)[0]
     return total
 
@@ -128,9 +128,9 @@ def test_maps_can_be_resized_in_another_way() -> None:
 def test_a_network_gets_a_bounded_number_of_pixels_at_once() -> None:
     shapes = []
 
-    def network(images: Tensor) -> Tensor:
-        shapes.append(tuple(images.shape))
-        return images.mean((2, 3))
+    def network(batch: Batch) -> Tensor:
+        shapes.append(tuple(batch["image"].shape))
+        return batch["image"].mean((2, 3))
 
     images = torch.from_numpy(np.stack([picture(300, 500, seed) for seed in range(3)]))
     outputs = network_outputs(network, images, CPU, mirror=False)
@@ -145,7 +145,7 @@ def test_a_network_gets_a_bounded_number_of_pixels_at_once() -> None:
 
 def test_networks_see_what_normalise_image_gives() -> None:
     images = np.stack([picture(5, 7, seed) for seed in range(2)])
-    seen = network_outputs(lambda normalised: normalised, torch.from_numpy(images), CPU, mirror=False)
+    seen = network_outputs(lambda batch: batch["image"], torch.from_numpy(images), CPU, mirror=False)
     np.testing.assert_allclose(seen.numpy(), np.stack([normalise_image(image) for image in images]), rtol=1e-6)
 
 
@@ -157,8 +157,8 @@ def test_a_mirrored_image_has_mirrored_maps() -> None:
 
 
 def test_a_constant_network_counts_scales_and_mirrors() -> None:
-    def constant(images: Tensor) -> Tensor:
-        return torch.full((len(images), 1, 2, 3), 0.5)
+    def constant(batch: Batch) -> Tensor:
+        return torch.full((len(batch["image"]), 1, 2, 3), 0.5)
 
     views = Views.of([picture(21, 30)], (1.0, 0.5, 2.0))
     torch.testing.assert_close(multi_scale_maps(constant, views, [[1]], CPU), [torch.full((1, 6, 8), 3.0)])
@@ -168,7 +168,7 @@ def test_a_constant_network_counts_scales_and_mirrors() -> None:
 
 def test_inference_records_no_gradients() -> None:
     weight = torch.ones(1, requires_grad=True)
-    assert not maps_of(lambda images: brightness(images) * weight, [picture(16, 16)], (1.0,)).requires_grad
+    assert not maps_of(lambda batch: brightness(batch) * weight, [picture(16, 16)], (1.0,)).requires_grad
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
