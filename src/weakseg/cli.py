@@ -47,7 +47,7 @@ Format = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="A file with ImageNet weights for every backbone that would download them, where all are one."),
+    typer.Option(help="A file of pretrained weights for every backbone that does not start at random."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
@@ -163,11 +163,12 @@ def compare(
             help="Change a setting of every recipe that has it, or of one; may be given several times.",
         ),
     ] = [],  # noqa: B006
+    weights: Weights = None,
     format: Format = None,
 ) -> None:
     """Carry out several recipes with several seeds and compare them in one table.
 
-    The table (compare.html, compare.md, compare.json) has means, standard deviations, differences to the first recipe
+    The table (compare.html, .md, .tex, .csv, .json) has means, standard deviations, differences to the first recipe
     seed by seed, times and image passes of training. Each run has its own folder RECIPE/seed-N with its own report;
     stages that runs have in common are done once. The same command continues an interrupted comparison.
 
@@ -177,13 +178,19 @@ def compare(
       weakseg compare cam --refine none,affinitynet --data VOC2012 --out runs/walk --set affinity.train.epochs=2
       weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
     """
+    from dataclasses import replace
+
     from weakseg.data.opening import open_dataset
     from weakseg.parallel import rank
     from weakseg.pipeline.compare import Cell, carry_out, plan
-    from weakseg.report.comparison import summary_text, write_comparison
+    from weakseg.pipeline.recipe import with_weights
+    from weakseg.report.comparison.files import write_comparison
+    from weakseg.report.comparison.tables import summary_text
     from weakseg.report.run import write_report
 
     cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)
+    if weights is not None:
+        cells = [replace(cell, recipe=with_weights(cell.recipe, str(weights))) for cell in cells]
 
     def after(cell: Cell) -> None:
         if rank() == 0:

@@ -68,12 +68,13 @@ def complete(
     title: str,
     samples: Sequence[Sample],
     path: Callable[[Sample], Path],
-    make: Callable[[Sample], object],
+    make: Callable[..., object],
     through: Callable[..., Iterable[object]] = threaded,
 ) -> None:
     """Let the processes share the images and `make`, for each whose file `path` is not there yet, that file.
 
-    `through` is how the images go through `make`: over threads, or one after the other with `map`.
+    `through` is how the images go through `make`: over threads, one after the other with `map`, or by way of something
+    else, whose results `make` then takes as well.
     """
     mine = parallel.share(samples)
     missing = [sample for sample in mine if not path(sample).exists()]

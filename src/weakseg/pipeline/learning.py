@@ -70,6 +70,12 @@ class Learning(Stage):
         """Read the fields that are `given`; `folder` is that of this stage."""
         return []
 
+    def with_weights(self, weights: str) -> Self:
+        backbone = self.model.get("backbone", {})
+        if backbone.get("weights") is None:
+            return self
+        return self.model_copy(update={"model": {**self.model, "backbone": {**backbone, "weights": weights}}})
+
     def checked(self, where: str) -> Self:
         path = str(Path(self.method).expanduser().resolve()) if self.method.endswith(".py") else self.method
         method = find_method(self.method_kind, path)

@@ -95,16 +95,8 @@ def until(recipe: Recipe, last: str) -> Recipe:
 
 
 def with_weights(recipe: Recipe, weights: str) -> Recipe:
-    """The recipe with one file in place of every download of ImageNet weights."""
-    from weakseg.pipeline.learning import Learning
-
-    stages = dict(recipe.stages)
-    for name, stage in stages.items():
-        backbone = stage.model.get("backbone", {}) if isinstance(stage, Learning) else {}
-        if isinstance(stage, Learning) and backbone.get("weights") == "imagenet":
-            model = {**stage.model, "backbone": {**backbone, "weights": weights}}
-            stages[name] = stage.model_copy(update={"model": model})
-    return replace(recipe, stages=stages)
+    """The recipe with one file of weights for every backbone that does not start at random."""
+    return replace(recipe, stages={name: stage.with_weights(weights) for name, stage in recipe.stages.items()})
 
 
 def stage_kinds() -> dict[str, type[Stage]]:

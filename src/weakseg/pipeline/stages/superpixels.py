@@ -1,0 +1,104 @@
+"""Superpixels of the images, for methods that read them. Artifact: one PNG per image (see `data.images`), or where a
+folder of such PNGs lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from weakseg import parallel
+from weakseg.data.dataset import Sample
+from weakseg.data.images import file_stamp, read_image, read_superpixels, write_superpixels
+from weakseg.files import read_json, write_json
+from weakseg.methods.base import Image
+from weakseg.models.registry import BackboneSettings, build_backbone
+from weakseg.ops.superpixels import Ids
+from weakseg.pipeline import stamps
+from weakseg.pipeline.context import Context, complete
+from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.superpixels import SuperpixelSettings, ready_backbone, segmented, superpixels_of_many
+
+SOURCE_NAME = "source.json"
+
+
+class Superpixels(SuperpixelSettings, Stage):
+    """A graph segmentation whose segments are merged by the features of a backbone (`pipeline.superpixels`)."""
+
+    leaves: ClassVar[str] = "superpixels"
+    kind: Literal["superpixels"] = "superpixels"
+    backbone: BackboneSettings | None = Field(
+        default=None, description="the network whose features are compared; null: segments are not merged"
+    )
+    folder: str | None = Field(
+        default=None,
+        description="a folder with a map of superpixels NAME.png of every image, such as ICD's authors published; all "
+        "other settings are then without meaning. null: superpixels are made",
+    )
+
+    def with_weights(self, weights: str) -> Self:
+        if self.backbone is None or self.backbone.weights is None:
+            return self
+        return self.model_copy(update={"backbone": self.backbone.model_copy(update={"weights": weights})})
+
+    def dependencies(self, context: Context) -> list[str]:
+        samples = context.weakly_labelled()
+        if self.folder is not None:
+            return [stamps.images(samples), stamps.files(_path(Path(self.folder), sample) for sample in samples)]
+        found = [stamps.images(samples)]
+        if self.backbone is not None:
+            weights = Path(str(self.backbone.weights)).expanduser()
+            found.append(file_stamp(weights) if weights.is_file() else str(context.seed))
+        return found
+
+    def prepare(self, context: Context) -> None:
+        if self.folder is None and self.backbone is not None:
+            build_backbone(self.backbone)
+
+    def run(self, context: Context, folder: Path) -> None:
+        if self.folder is None:
+            self._make(context, folder)
+        elif parallel.rank() == 0:
+            write_json(folder / SOURCE_NAME, {"folder": str(Path(self.folder).resolve())})
+
+    def _make(self, context: Context, folder: Path) -> None:
+        device = context.fabric.device
+        torch.manual_seed(context.seed)  # for a backbone without weights
+        network = None if self.backbone is None else ready_backbone(self.backbone, device)
+
+        def read(sample: Sample) -> tuple[Image, Ids]:
+            image = read_image(sample.image)
+            return image, segmented(image, self, merging=network is not None)
+
+        def write(sample: Sample, ids: Ids) -> None:
+            write_superpixels(superpixel_path(folder, sample), ids)
+
+        def through(write: Callable[[Sample, Ids], None], samples: Sequence[Sample]) -> Iterable[object]:
+            return superpixels_of_many(samples, read, write, network, self, device)
+
+        complete("superpixels", context.weakly_labelled(), partial(superpixel_path, folder), write, through)
+
+    @staticmethod
+    def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
+        """The ids (H, W), int32."""
+        source = folder / SOURCE_NAME
+        if source.exists():
+            return read_superpixels(_path(Path(read_json(source)["folder"]), sample))
+        return read_superpixels(superpixel_path(folder, sample))
+
+
+def superpixel_path(folder: Path, sample: Sample) -> Path:
+    """Where the superpixels of an image lie in the folder of their stage, if it made them."""
+    return _path(folder / "superpixels", sample)
+
+
+def _path(folder: Path, sample: Sample) -> Path:
+    return folder / f"{sample.name}.png"
+
+
+STAGE = Superpixels
