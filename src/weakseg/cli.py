@@ -472,6 +472,8 @@ def check(
 
     with Steps("images") as steps:
         found = check_dataset(data, format, lambda done, total: steps.show("checking", done, total))
+    for line in found.contents:
+        print(line)
     for note in found.notes:
         print(f"note: {note}")
     for problem in found.problems:
