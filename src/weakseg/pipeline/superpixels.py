@@ -14,7 +14,7 @@ from pydantic import Field
 from weakseg.data.images import read_image, write_superpixels
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Batch, Image
+from weakseg.methods.base import Image
 from weakseg.models.backbone import Backbone
 from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -90,17 +90,9 @@ def dense_features(
     canvas = _padded(height, settings.canvas, stride), _padded(width, settings.canvas, stride)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
-<<<<<<< HEAD
     outputs = network_outputs(
         lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
     )
-=======
-
-    def features(batch: Batch) -> torch.Tensor:
-        return backbone(batch["image"])[settings.stage - 1]
-
-    outputs = network_outputs(features, torch.from_numpy(padded), device, mirror=False)
->>>>>>> wt-icd
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
 
 
