@@ -13,7 +13,9 @@ from weakseg.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
+    Crop,
     Style,
+    View,
     crop,
     jitter_colours,
     longer_side_size,
@@ -26,6 +28,7 @@ from weakseg.data.transforms import (
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.ops.activation import normalise_image
+from weakseg.ops.fields import GEOMETRY, ImageField
 from weakseg.settings import validate
 
 SIDES = st.integers(1, 50)
@@ -80,6 +83,92 @@ def test_the_same_randomness_gives_the_same_view_and_another_another() -> None:
     first, again, other = (augmented_image(augmentation, image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+FIELDS = {
+    "clues": ImageField("labels", outside=77),
+    "segments": ImageField("ids"),
+    "maps": ImageField("maps"),
+    "vector": ImageField("whole"),
+    "place": GEOMETRY,
+}
+
+
+def with_fields(height: int, width: int) -> dict[str, np.ndarray]:
+    """`coordinates` and fields that say the same: `clues` rows, `maps` rows and columns, `segments` pixels."""
+    image, rows = coordinates(height, width)
+    columns = image[..., 1]
+    return {
+        "image": image,
+        "clues": rows,
+        "segments": rows.astype(np.int32) * width + columns,
+        "maps": np.stack([rows, columns]).astype(np.float16),
+        "vector": np.array([3.0, 1.0, 2.0]),
+    }
+
+
+def centres_in_image(geometry: np.ndarray, side: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where in an image of `size` the centres of a view's pixels lie, in pixels from its upper left corner."""
+    top, left, bottom, right, mirrored = geometry.astype(np.float64)
+    parts = (np.arange(side) + 0.5) / side
+    across = parts[::-1] if mirrored else parts
+    return (top + parts * (bottom - top)) * size[0], (left + across * (right - left)) * size[1]
+
+
+ALL_STYLES = st.sampled_from(["irnet", "deeplab", "seam_retrain"])
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), ALL_STYLES, st.integers(0, 99))
+def test_fields_of_every_kind_follow_their_pixels(height: int, width: int, side: int, style: Style, seed: int) -> None:
+    arrays = with_fields(height, width)
+    view = Augmentation(style=style, crop=side)(arrays, FIELDS, np.random.default_rng(seed))
+    assert list(view) == ["image", *FIELDS]
+    assert view["vector"] is arrays["vector"]
+
+    y, x = centres_in_image(view["place"], side, (height, width))
+    rows, columns = np.floor(y[:, None]).repeat(side, 1), np.floor(x[None]).repeat(side, 0)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    assert inside.sum() == min(height, side) * min(width, side)
+    for channel, expected in enumerate((rows, columns, rows)):
+        np.testing.assert_allclose(denormalised(view["image"])[inside][:, channel], expected[inside], atol=1e-3)
+    np.testing.assert_array_equal(view["clues"], np.where(inside, rows, 77))
+    np.testing.assert_array_equal(view["segments"], np.where(inside, rows * width + columns, height * width))
+    np.testing.assert_array_equal(view["maps"], np.where(inside, [rows, columns], 0))
+    kinds = {name: view[name].dtype for name in ("clues", "segments", "maps", "place")}
+    assert kinds == {"clues": np.uint8, "segments": np.int32, "maps": np.float32, "place": np.float32}
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.floats(0.3, 3), st.integers(0, 99))
+def test_scaled_fields_are_at_the_place_that_the_geometry_tells(
+    height: int, width: int, side: int, style: Style, factor: float, seed: int
+) -> None:
+    arrays = with_fields(height, width)
+    augmentation = Augmentation(style=style, crop=side, scale_choices=(factor,))
+    view = augmentation(arrays, FIELDS, np.random.default_rng(seed))
+    y, x = centres_in_image(view["place"], side, (height, width))
+    inside = (y[:, None] > 0) & (y[:, None] < height) & (x[None] > 0) & (x[None] < width)
+    assert inside.any()
+    np.testing.assert_array_equal(view["clues"] != 77, inside)
+    # A label is that of the pixel around the centre; a map without curvature is what it is between centres of pixels.
+    distance = np.abs(view["clues"] + 0.5 - y[:, None])
+    assert distance[inside].max() <= 0.5 + 1e-4
+    rows, columns = (np.clip(place - 0.5, 0, length - 1) for place, length in ((y, height), (x, width)))
+    expected = np.where(inside, np.stack(np.meshgrid(rows, columns, indexing="ij")), 0)
+    np.testing.assert_allclose(view["maps"], expected, atol=2e-3)
+
+
+def test_the_geometry_of_a_crop_and_of_a_smaller_image() -> None:
+    image, _ = coordinates(8, 16)
+    view = View((8, 16), Crop(4, top=2, left=8, crop_top=0, crop_left=0, height=4, width=4), mirrored=False)
+    assert view.geometry().tolist() == [0.25, 0.5, 0.75, 0.75, 0]
+    around = View((8, 16), Crop(32, top=0, left=0, crop_top=8, crop_left=16, height=8, width=16), mirrored=True)
+    assert around.geometry().tolist() == [-1, -1, 3, 1, 1]
+    place = Augmentation(style="deeplab", crop=16, mirror=False)(
+        {"image": image}, {"place": GEOMETRY}, np.random.default_rng(0)
+    )
+    assert place["place"].tolist() == [0, 0, 2, 1, 0]
 
 
 def test_labels_do_not_influence_the_image() -> None:

@@ -216,6 +216,38 @@ def test_round_trip(
     np.testing.assert_array_equal(loaded.maps, maps)
 
 
+@given(data=st.data(), height=st.integers(1, 20), width=st.integers(1, 20), stride=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_signed_maps_come_back_as_they_are(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, height: int, width: int, stride: int
+) -> None:
+    labels = sorted(data.draw(st.sets(st.integers(1, 254), max_size=3)))
+    shape = (len(labels), -(-height // stride), -(-width // stride))
+    finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    maps = data.draw(hnp.arrays(np.float32, shape, elements=finite))
+    path = tmp_path_factory.getbasetemp() / "signed.npz"
+    written = normalise_maps(maps, labels, (height, width), stride, normalise=None)
+    written.save(path)
+    loaded = ActivationMaps.load(path)
+    assert loaded.signed
+    assert written.signed
+    assert (loaded.labels.tolist(), loaded.size, loaded.stride) == (labels, (height, width), stride)
+    assert loaded.maps.dtype == np.float32
+    np.testing.assert_array_equal(loaded.maps, maps)
+
+
+def test_other_maps_are_not_signed(tmp_path: Path) -> None:
+    write_npz(tmp_path / "dog.npz", GOOD)
+    assert not ActivationMaps.load(tmp_path / "dog.npz").signed
+
+
+def test_signed_maps_stay_signed_in_smaller_cells() -> None:
+    maps = ActivationMaps(np.array([1], np.int16), np.array([[[-4.0, 4.0]]], np.float32), (4, 8), 4, signed=True)
+    finer = maps.at_stride(1)
+    assert finer.signed
+    assert finer.maps[0, 0, [0, -1]].tolist() == [-4, 4]
+
+
 def bilinear(maps: np.ndarray, y: float, x: float) -> float:
     """A map (h, w) at the fractional cell (y, x), its border repeated."""
     h, w = maps.shape
@@ -252,6 +284,7 @@ GOOD: dict[str, Any] = {
     "size": np.array([10, 8], np.int32),
     "stride": np.array(4, np.int32),
 }
+SIGNED: dict[str, Any] = {"maps": np.full((2, 3, 2), -2.5, np.float32), "signed": np.array(True)}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +306,11 @@ GOOD: dict[str, Any] = {
         ({"labels": np.array([2, 255], np.int16)}, "[2, 255] are not ascending"),
         ({"maps": np.full((2, 3, 2), 1.5, np.float16)}, "outside 0 … 1"),
         ({"maps": np.full((2, 3, 2), np.nan, np.float16)}, "outside 0 … 1"),
+        ({"maps": np.full((2, 3, 2), 0.5, np.float32)}, "maps float32"),
+        ({"signed": np.array(True)}, "maps float16"),
+        (SIGNED | {"maps": np.full((2, 3, 2), np.nan, np.float32)}, "not finite"),
+        (SIGNED | {"maps": np.full((2, 3, 2), -np.inf, np.float32)}, "not finite"),
+        (SIGNED | {"labels": np.array([5, 2], np.int16)}, "[5, 2] are not ascending"),
     ],
 )
 def test_load_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -284,8 +322,9 @@ def test_load_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], message
     assert message in str(raised.value)
 
 
-def test_load_accepts_what_the_bad_cases_start_from(tmp_path: Path) -> None:
-    write_npz(tmp_path / "dog.npz", GOOD)
+@pytest.mark.parametrize("arrays", [GOOD, GOOD | SIGNED])
+def test_load_accepts_what_the_bad_cases_start_from(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    write_npz(tmp_path / "dog.npz", arrays)
     assert ActivationMaps.load(tmp_path / "dog.npz").labels.tolist() == [2, 5]
 
 
@@ -298,6 +337,14 @@ def test_load_refuses_objects(tmp_path: Path) -> None:
 def test_save_refuses_what_load_would_refuse(tmp_path: Path) -> None:
     maps = ActivationMaps(np.array([1], np.int16), np.ones((1, 5, 5), np.float32), (8, 8), 4)
     with pytest.raises(ValueError, match="does not fit an image"):
+        maps.save(tmp_path / "m.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_save_refuses_signed_maps_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    maps = normalise_maps(np.full((1, 2, 2), value, np.float32), [1], (8, 8), normalise=None)
+    with pytest.raises(ValueError, match="not finite"):
         maps.save(tmp_path / "m.npz")
     assert list(tmp_path.iterdir()) == []
 
