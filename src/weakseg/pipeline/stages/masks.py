@@ -19,7 +19,7 @@ from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import MaskRule, find_method, version_of
+from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.inference import (
@@ -89,11 +89,12 @@ class Masks(Stage):
                     f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
                 )
         options = validate(rule.Settings, self.options, f"{where}.options")
-        return self.model_copy(update={"options": options.model_dump(mode="json")})
+        return self.model_copy(update={"rule": absolute(self.rule), "options": options.model_dump(mode="json")})
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
         if self.rule not in RULES:
+            settings["rule"] = Path(self.rule).name
             settings["options"] = changed(find_method(MaskRule, self.rule).Settings, self.options)
         return settings
 
