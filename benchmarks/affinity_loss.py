@@ -15,6 +15,7 @@ from torch import Tensor
 
 import measure
 from weakseg.methods.affinitynet import affinity_losses, pair_affinities, pairs
+from weakseg.methods.base import means
 from weakseg.ops.randomwalk import pair_offsets
 
 RADIUS, CHANNELS = 5, 448
@@ -37,7 +38,10 @@ def prepare(size: measure.Size) -> dict[str, measure.Comparison]:
 
     def gradient(affinities: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = features.clone().requires_grad_()
-        torch.stack(list(affinity_losses(affinities(leaf), pairs(labels, RADIUS)).values())).sum().backward()
+        kinds = pairs(labels, RADIUS)
+        counts = {name: kind.sum() for name, kind in kinds._asdict().items()}
+        terms = means(affinity_losses(affinities(leaf), kinds), counts)
+        torch.stack(list(terms.values())).sum().backward()
         assert leaf.grad is not None
         return leaf.grad
 

@@ -17,7 +17,9 @@ import torch
 from torch.nn import functional as F
 
 import measure
+from weakseg.methods.base import means
 from weakseg.methods.irnet import pair_losses
+from weakseg.ops.pairs import count_pairs
 from weakseg.ops.pairsums import EPSILON
 from weakseg.ops.randomwalk import pair_offsets, path
 
@@ -61,7 +63,15 @@ def gathered(boundary: torch.Tensor, field: torch.Tensor, labels: torch.Tensor) 
 
 
 def offset_by_offset(boundary: torch.Tensor, field: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.stack(list(pair_losses(boundary, field, labels, RADIUS).values())).sum()
+    background, foreground, different = count_pairs(labels, RADIUS)
+    counts = {
+        "boundary_background": background,
+        "boundary_foreground": foreground,
+        "boundary_between": different,
+        "displacement_foreground": 2 * foreground,
+        "displacement_background": 2 * background,
+    }
+    return torch.stack(list(means(pair_losses(boundary, field, labels, RADIUS), counts).values())).sum()
 
 
 def prepare(size: measure.Size) -> dict[str, measure.Comparison]:

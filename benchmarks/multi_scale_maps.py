@@ -85,7 +85,7 @@ def floor(cam: CAM, data: list[Photograph], taken: float) -> str:
     with torch.inference_mode(), counter:
         cam.activation_maps({"image": image})
     with torch.inference_mode():
-        alone = min(measure.seconds(partial(cam.activation_maps, image)) for _ in range(5))
+        alone = min(measure.seconds(partial(cam.activation_maps, {"image": image})) for _ in range(5))
     one = counter.get_total_flops()
     views = 2 * sum(scale**2 for scale in SCALES)
     pixels = sum(picture.shape[0] * picture.shape[1] for picture, _ in data)

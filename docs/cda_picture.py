@@ -13,12 +13,13 @@ from pathlib import Path
 from sheet import grid, save_sheet
 
 from weakseg.data.images import read_image
-from weakseg.data.loading import Draw, TaggedImages, generator
+from weakseg.data.loading import Draw, ReadTags, TrainingImages, generator
 from weakseg.data.opening import open_dataset
 from weakseg.data.transforms import Augmentation
 from weakseg.files import read_json
 from weakseg.labels import Classes
 from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
+from weakseg.ops.fields import TAGS
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import SHEET_COLUMNS, contact_sheet, heat_map, painted, spread
 
@@ -32,12 +33,12 @@ def main(run: Path) -> None:
     pool = Pool.load(run / "pool", Classes(data["classes"]))
     crops = [pool.read(k, name) for k in pool.labels for name in spread(pool.names[k - 1], SHEET_COLUMNS)]
     sheet = contact_sheet([(crop.image, crop.inside) for crop in crops])
-    images = TaggedImages(samples, len(data["classes"]), Augmentation(crop=96), 0)
+    images = TrainingImages(samples, [ReadTags(len(data["classes"]))], {"tags": TAGS}, Augmentation(crop=96), 0)
     pairs, shown = PastedPairs(images, pool, Settings()), []
     for place in range(PAIRS):
-        image, tags = images.read(Draw(0, place, place))
-        pasted, _ = pairs.pasted(image, tags, generator(0, Draw(0, place, place), PASTING_STREAM))
-        shown.append([image, pasted])
+        item = images.read(Draw(0, place, place))
+        pasted = pairs.pasted(item, generator(0, Draw(0, place, place), PASTING_STREAM))
+        shown.append([item["image"], pasted["image"]])
     half = PAIRS // 2
     beside = grid([left + right for left, right in zip(shown[:half], shown[half:], strict=True)])
     save_sheet([[sheet, beside]], "cda-pool.png", colours=96)
@@ -50,7 +51,7 @@ def main(run: Path) -> None:
         contexts = sample.context.read()
         if len(rows) < ROWS and len(present) == 1 and (contexts == min(present)).any():
             image = read_image(sample.image)
-            maps = (read_maps(run / stage, sample) for stage in ("maps", "cda_maps"))
+            maps = (read_maps(run / stage, sample) for stage in ("maps", "round-1/maps"))
             heats = [heat_map(image, of_round.upsampled()[0]) for of_round in maps]
             truth = [painted(image, labels) for labels in (contexts, sample.mask.read())]
             rows.append([image, *heats, *truth])

@@ -120,7 +120,7 @@ def train_network(
                       images_per_s=round(progress.rate, 2))  # fmt: skip
             steps_due = runtime.checkpoint_steps and (step + 1) % runtime.checkpoint_steps == 0
             minutes_due = time.monotonic() - saved_at > 60 * runtime.checkpoint_minutes
-            if (steps_due or minutes_due or stopping) and step + 1 < steps:
+            if stopping or ((steps_due or minutes_due) and step + 1 < steps):
                 _check_weights(network, f"{title}, update {step + 1}")
                 if parallel.rank() == 0:
                     save_checkpoint(checkpoint, network, optimiser, step + 1)

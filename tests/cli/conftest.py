@@ -56,7 +56,8 @@ PASTING = """
 extends: toy-cda
 name: pasting
 about: up to the maps of the second round
-stages: {cda_cam: {paste: {fewest_crops: 1}}, cda_masks: null, segment: null, scores: null}
+rounds: {stages: [cam, maps], changes: {pool: {masks: masks}, cam: {paste: {fewest_crops: 1}}}}
+stages: {segment: null, scores: null}
 """
 
 
@@ -66,8 +67,8 @@ def finished_pasting(tmp_path_factory: pytest.TempPathFactory, process: Process)
     folder = tmp_path_factory.mktemp("finished pasting")
     (folder / "pasting.yaml").write_text(PASTING, encoding="utf-8")
     short = (change for change in TINY if not change.startswith("segment"))
-    all_objects = ("masks.threshold=0.2", "masks.crf=null", "pool.smallest=0", "pool.largest=1")
-    settings = (*short, *all_objects, "cda_cam.train.epochs=1")
+    all_objects = ("masks.threshold=0.2", "masks.crf=null", "round-1/pool.smallest=0", "round-1/pool.largest=1")
+    settings = (*short, *all_objects, "round-1/cam.train.epochs=1")
     return finish(folder, process, str(folder / "pasting.yaml"), settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -93,6 +94,28 @@ def test_the_table_is_what_the_runs_measured(whole: tuple[Path, Path, str]) -> N
     assert found["unfinished"] == {}
 
 
+def test_tables_for_programs_are_what_the_runs_measured(whole: tuple[Path, Path, str]) -> None:
+    _, out, _ = whole
+    lines = {}
+    for name in ("compare", "compare-classes"):
+        with (out / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            lines[name] = list(csv.DictReader(file))
+    rows, seeds = read(out)["rows"], ("1", "3")
+    assert {(line["seed"], float(line["mean_iou"])) for line in lines["compare"]} == {
+        (seed, row["by_seed"][seed]) for row in rows for seed in seeds
+    }
+    assert len(lines["compare"]) == 2 * len(rows)
+    assert len(lines["compare-classes"]) == 3 * len(lines["compare"])
+    scores = json.loads((out / "toy-cam" / "seed-3" / "scores" / "scores.json").read_text())
+    (truth,) = (row["iou"] for row in scores["rows"] if (row["title"], row["split"]) == ("DeepLab", "val"))
+    chosen = [
+        line["iou"]
+        for line in lines["compare-classes"]
+        if (line["recipe"], line["what"], line["split"], line["seed"]) == ("toy-cam", "segmenter", "val", "3")
+    ]
+    assert chosen == ["" if iou is None else str(iou) for iou in truth]
+
+
 def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
     """Eight images, two epochs, or two updates of four."""
     _, out, said = whole
@@ -100,7 +123,7 @@ def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
     assert passes["toy-cam", "cam"] == passes["toy-cam+affinitynet", "segment"] == {"1": 16, "3": 16}
     assert passes["toy-cam+affinitynet", "affinity"] == {"1": 8, "3": 8}
     assert passes["toy-cam", "maps"] is None
-    assert "localise: 16 in every recipe that has it; refine: 8 in every recipe that has it; segment: 16" in said
+    assert "localise: 16 in every recipe that has it; segment: 16 in every recipe that has it; refine: 8" in said
 
 
 def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
@@ -138,7 +161,7 @@ def test_pages_for_people(whole: tuple[Path, Path, str]) -> None:
     for text in (html, markdown, said):
         assert f"{100 * mean:.1f}" in text
         assert "Walk + CRF" in text
-    assert f"| final masks | score | toy-cam | CAM + CRF | {100 * mean:.1f} |" in markdown
+    assert f"| toy-cam | final masks, score: CAM + CRF | {100 * mean:.1f} |" in markdown
     assert "paired t interval" in html
     assert "paired t interval" in markdown
 

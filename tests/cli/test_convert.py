@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foreign import caffe_bytes
 from weakseg.data.voc import VOC_CLASSES
-from weakseg.methods.base import checkpoints, find_method
+from weakseg.methods.base import KINDS, checkpoints, find_method
 from weakseg.methods.cam import CAM
 from weakseg.methods.store import load_model
 from weakseg.models.registry import BackboneSettings
@@ -45,7 +45,7 @@ def test_a_model_folder(weakseg: Any, network: CAM, tmp_path: Path) -> None:
     assert "AffinityNet's classifier with VGG-16 (vgg16_cls.pth), 20 classes" in answer.out
     assert "31 tensors matched, 0 ignored, 0 missing" in answer.out
     model = load_model(tmp_path / "model")
-    assert (model.kind, model.method, model.classes.names) == ("LOCALISER", "cam", VOC_CLASSES)
+    assert (model.kind, model.method, model.classes.names) == ("localiser", "cam", VOC_CLASSES)
     images = torch.randn(1, 3, 40, 48)
     with torch.no_grad():
         assert torch.equal(model.network.scores({"image": images}), network.scores({"image": images}))
@@ -138,5 +138,5 @@ def test_checkpoints_on_resnet38(name: str) -> None:
         assert [item.name for *_, item in checkpoints() if item.matches(state)] == [name]
         reading = checkpoint.read(state)
         assert reading.num_classes == 20
-        network = find_method(kind, method)(reading.settings, reading.num_classes)
+        network = find_method(KINDS[kind], method)(reading.settings, reading.num_classes)
     assert check_names_and_shapes(reading.state, network.state_dict()) == ""

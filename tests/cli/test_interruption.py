@@ -64,10 +64,10 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
         (
             "finished_pasting",
             [
-                ("pool/crops/", "3"),
-                ("pool/index.json", "1"),
-                ("cda_cam/checkpoint", "2"),
-                ("cda_maps/maps/", "3"),
+                ("round-1/pool/crops/", "3"),
+                ("round-1/pool/index.json", "1"),
+                ("round-1/cam/checkpoint", "2"),
+                ("round-1/maps/maps/", "3"),
             ],
         ),
     ],
@@ -78,7 +78,8 @@ def test_killed_runs_end_with_the_same_bytes(
 ) -> None:
     """The stages before the first one that is killed are taken from the undisturbed run."""
     finished, out = request.getfixturevalue(run), tmp_path / "run"
-    stages, first = list(load_recipe(str(finished.run / "recipe.yaml")).stages), killed_at[0][0].split("/")[0]
+    stages = list(load_recipe(str(finished.run / "recipe.yaml")).stages)
+    first = next(stage for stage in stages if killed_at[0][0].startswith(f"{stage}/"))
     for stage in stages[: stages.index(first)]:
         shutil.copytree(finished.run / stage, out / stage)
     for point in killed_at:

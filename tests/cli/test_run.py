@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tiny import TINY, TINY_SEAM, set_options, write_tiny_voc
+from tiny import TINY, TINY_SEAM, artifacts, set_options, write_tiny_voc
+from weakseg.methods.store import load_model
+from weakseg.models.registry import BackboneSettings, build_backbone
 
 WEIGHTS = "cam.model.backbone.weights"
 
@@ -140,7 +142,7 @@ def test_after_a_mistake_the_same_folder_can_be_used(
     refused(f"{WEIGHTS}=gone.pth")
     answer = weakseg("predict", tmp_path / "run", tiny_voc / "JPEGImages", "--out", tmp_path / "out")
     assert answer.status == 1
-    assert "has not finished any model yet" in answer.err
+    assert "run is neither a model folder (with config.json) nor a run (with recipe.yaml)" in answer.err
     answer = weakseg("run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *set_options(*TINY))
     assert answer.status == 0, answer.err
 
@@ -150,3 +152,55 @@ def test_a_report_of_nothing(weakseg: Any, tmp_path: Path) -> None:
     assert answer.status == 1
     assert answer.err.startswith("Error: ")
     assert str(tmp_path) in answer.err
+
+
+def test_until_a_stage_then_the_rest(weakseg: Any, finished: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    answer = weakseg(*finished.command, "--out", out, "--until", "masks")
+    assert answer.status == 0, answer.err
+    assert sorted(path.parent.name for path in out.glob("*/manifest.json")) == ["cam", "maps", "masks"]
+    assert (out / "report.html").is_file()
+    answer = weakseg(*finished.command, "--out", out)
+    assert answer.status == 0, answer.err
+    assert answer.out.count("finished before, skipped") == 3
+    assert artifacts(out) == artifacts(finished.run)
+
+
+def test_until_an_unknown_stage(weakseg: Any, finished: Any, tmp_path: Path) -> None:
+    answer = weakseg(*finished.command, "--out", tmp_path / "run", "--until", "mask")
+    assert answer.status == 1
+    assert '"mask"' in answer.err
+    assert "cam, maps, masks, segment, scores" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_again(weakseg: Any, finished: Any, tmp_path: Path, copy_tree: Any) -> None:
+    root = copy_tree(finished.run, tmp_path / "run")
+    answer = weakseg(*finished.command, "--out", root, "--redo", "masks", "--redo", "scores")
+    assert answer.status == 0, answer.err
+    assert [line.split(":")[0] for line in answer.out.splitlines() if line.endswith(": running")] == ["masks", "scores"]
+    assert artifacts(root) == artifacts(finished.run)
+    answer = weakseg(*finished.command, "--out", root, "--redo", "maks")
+    assert answer.status == 1
+    assert '"maks"' in answer.err
+
+
+def test_weights_are_given_once_for_all_backbones(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    backbone = build_backbone(BackboneSettings(name="small", output_stride=8, weights=None))
+    weights, out = tmp_path / "small.safetensors", tmp_path / "run"
+    save_file(backbone.state_dict(), weights)
+    starting = (f"{stage}.model.backbone.weights=imagenet" for stage in ("cam", "segment"))
+    hardly = (
+        "cam.train={steps: 1, batch_size: 4, lr: 1.0e-30, weight_decay: 0}",
+        "segment.train={steps: 1, lr: 1.0e-30, weight_decay: 0}",
+    )
+    settings = set_options(*TINY, *starting, *hardly)
+    answer = weakseg("run", "toy-cam", "--data", tiny_voc, "--out", out, *settings, "--weights", weights)
+    assert answer.status == 0, answer.err
+    for stage in ("cam", "segment"):
+        learned = load_model(out / stage / "model").network.get_submodule("backbone").state_dict()
+        torch.testing.assert_close(learned, backbone.state_dict(), rtol=0, atol=1e-20)
+    answer = weakseg("run", "toy-cam", "--data", tiny_voc, "--out", out, *settings, "--weights", tmp_path / "gone.pth")
+    assert answer.status == 1
+    assert "gone.pth" in answer.err

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from views import augmented, augmented_image
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augmentation,
+    Crop,
     Style,
+    View,
     crop,
     jitter_colours,
     longer_side_size,
@@ -25,6 +28,7 @@ from weakseg.data.transforms import (
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.ops.activation import normalise_image
+from weakseg.ops.fields import GEOMETRY, ImageField
 from weakseg.settings import validate
 
 SIDES = st.integers(1, 50)
@@ -47,10 +51,9 @@ def denormalised(view: np.ndarray) -> np.ndarray:
 def test_image_and_labels_stay_together(height: int, width: int, side: int, style: Style, seed: int) -> None:
     image, labels = coordinates(height, width)
     augmentation = Augmentation(style=style, crop=side)
-    view, label_view = augmentation(image, labels, np.random.default_rng(seed))
+    view, label_view = augmented(augmentation, image, labels, np.random.default_rng(seed))
     assert view.shape == (3, side, side)
     assert view.dtype == np.float32
-    assert label_view is not None
     assert label_view.shape == (side, side)
     assert label_view.dtype == np.uint8
     inside = label_view != VOID
@@ -67,8 +70,7 @@ def test_scaled_image_and_labels_have_their_edges_at_the_same_place(style: Style
     image = np.repeat(labels[..., None] * 255, 3, axis=-1)
     augmentation = Augmentation(style=style, scale_choices=(factor,), crop=150)
     for seed in range(4):
-        view, label_view = augmentation(image, labels, np.random.default_rng(seed))
-        assert label_view is not None
+        view, label_view = augmented(augmentation, image, labels, np.random.default_rng(seed))
         inside = label_view != VOID
         differs = inside & ((denormalised(view)[..., 0] > 127.5) != (label_view == 1))
         assert differs.sum() <= 0.02 * inside.sum()
@@ -76,26 +78,111 @@ def test_scaled_image_and_labels_have_their_edges_at_the_same_place(style: Style
 
 
 def test_the_same_randomness_gives_the_same_view_and_another_another() -> None:
-    image, labels = coordinates(60, 80)
+    image, _ = coordinates(60, 80)
     augmentation = Augmentation(resize_long=(50, 90), scale_range=(0.5, 1.5), crop=40)
-    first, again, other = (augmentation(image, labels, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (augmented_image(augmentation, image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+FIELDS = {
+    "clues": ImageField("labels", outside=77),
+    "segments": ImageField("ids"),
+    "maps": ImageField("maps"),
+    "vector": ImageField("whole"),
+    "place": GEOMETRY,
+}
+
+
+def with_fields(height: int, width: int) -> dict[str, np.ndarray]:
+    """`coordinates` and fields that say the same: `clues` rows, `maps` rows and columns, `segments` pixels."""
+    image, rows = coordinates(height, width)
+    columns = image[..., 1]
+    return {
+        "image": image,
+        "clues": rows,
+        "segments": rows.astype(np.int32) * width + columns,
+        "maps": np.stack([rows, columns]).astype(np.float16),
+        "vector": np.array([3.0, 1.0, 2.0]),
+    }
+
+
+def centres_in_image(geometry: np.ndarray, side: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where in an image of `size` the centres of a view's pixels lie, in pixels from its upper left corner."""
+    top, left, bottom, right, mirrored = geometry.astype(np.float64)
+    parts = (np.arange(side) + 0.5) / side
+    across = parts[::-1] if mirrored else parts
+    return (top + parts * (bottom - top)) * size[0], (left + across * (right - left)) * size[1]
+
+
+ALL_STYLES = st.sampled_from(["irnet", "deeplab", "seam_retrain"])
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), ALL_STYLES, st.integers(0, 99))
+def test_fields_of_every_kind_follow_their_pixels(height: int, width: int, side: int, style: Style, seed: int) -> None:
+    arrays = with_fields(height, width)
+    view = Augmentation(style=style, crop=side)(arrays, FIELDS, np.random.default_rng(seed))
+    assert list(view) == ["image", *FIELDS]
+    assert view["vector"] is arrays["vector"]
+
+    y, x = centres_in_image(view["place"], side, (height, width))
+    rows, columns = np.floor(y[:, None]).repeat(side, 1), np.floor(x[None]).repeat(side, 0)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    assert inside.sum() == min(height, side) * min(width, side)
+    for channel, expected in enumerate((rows, columns, rows)):
+        np.testing.assert_allclose(denormalised(view["image"])[inside][:, channel], expected[inside], atol=1e-3)
+    np.testing.assert_array_equal(view["clues"], np.where(inside, rows, 77))
+    np.testing.assert_array_equal(view["segments"], np.where(inside, rows * width + columns, height * width))
+    np.testing.assert_array_equal(view["maps"], np.where(inside, [rows, columns], 0))
+    kinds = {name: view[name].dtype for name in ("clues", "segments", "maps", "place")}
+    assert kinds == {"clues": np.uint8, "segments": np.int32, "maps": np.float32, "place": np.float32}
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.floats(0.3, 3), st.integers(0, 99))
+def test_scaled_fields_are_at_the_place_that_the_geometry_tells(
+    height: int, width: int, side: int, style: Style, factor: float, seed: int
+) -> None:
+    arrays = with_fields(height, width)
+    augmentation = Augmentation(style=style, crop=side, scale_choices=(factor,))
+    view = augmentation(arrays, FIELDS, np.random.default_rng(seed))
+    y, x = centres_in_image(view["place"], side, (height, width))
+    inside = (y[:, None] > 0) & (y[:, None] < height) & (x[None] > 0) & (x[None] < width)
+    assert inside.any()
+    np.testing.assert_array_equal(view["clues"] != 77, inside)
+    # A label is that of the pixel around the centre; a map without curvature is what it is between centres of pixels.
+    distance = np.abs(view["clues"] + 0.5 - y[:, None])
+    assert distance[inside].max() <= 0.5 + 1e-4
+    rows, columns = (np.clip(place - 0.5, 0, length - 1) for place, length in ((y, height), (x, width)))
+    expected = np.where(inside, np.stack(np.meshgrid(rows, columns, indexing="ij")), 0)
+    np.testing.assert_allclose(view["maps"], expected, atol=2e-3)
+
+
+def test_the_geometry_of_a_crop_and_of_a_smaller_image() -> None:
+    image, _ = coordinates(8, 16)
+    view = View((8, 16), Crop(4, top=2, left=8, crop_top=0, crop_left=0, height=4, width=4), mirrored=False)
+    assert view.geometry().tolist() == [0.25, 0.5, 0.75, 0.75, 0]
+    around = View((8, 16), Crop(32, top=0, left=0, crop_top=8, crop_left=16, height=8, width=16), mirrored=True)
+    assert around.geometry().tolist() == [-1, -1, 3, 1, 1]
+    place = Augmentation(style="deeplab", crop=16, mirror=False)(
+        {"image": image}, {"place": GEOMETRY}, np.random.default_rng(0)
+    )
+    assert place["place"].tolist() == [0, 0, 2, 1, 0]
 
 
 def test_labels_do_not_influence_the_image() -> None:
     image, labels = coordinates(60, 80)
     augmentation = Augmentation(scale_range=(0.5, 1.5), crop=40)
-    with_labels, _ = augmentation(image, labels, np.random.default_rng(3))
-    without, none = augmentation(image, None, np.random.default_rng(3))
-    assert none is None
+    with_labels, _ = augmented(augmentation, image, labels, np.random.default_rng(3))
+    without = augmented_image(augmentation, image, np.random.default_rng(3))
     assert np.array_equal(with_labels, without)
 
 
 def test_numbers_are_drawn_in_the_documented_order() -> None:
     image, _ = coordinates(60, 80)
     augmentation = Augmentation(resize_long=(100, 120), scale_range=(1.0, 1.5), crop=40)
-    view, _ = augmentation(image, None, np.random.default_rng(5))
+    view = augmented_image(augmentation, image, np.random.default_rng(5))
 
     rng = np.random.default_rng(5)
     size = longer_side_size((60, 80), int(rng.integers(100, 121)))
@@ -152,9 +239,10 @@ def test_mirrored_half_of_the_time_and_never_without() -> None:
     image, _ = coordinates(8, 8)
     plain = normalise_image(image)
     rng = np.random.default_rng(0)
-    mirrored = [np.allclose(Augmentation(crop=8)(image, None, rng)[0], plain[..., ::-1], atol=1e-5) for _ in range(200)]
+    turned, straight = Augmentation(crop=8), Augmentation(crop=8, mirror=False)
+    mirrored = [np.allclose(augmented_image(turned, image, rng), plain[..., ::-1], atol=1e-5) for _ in range(200)]
     assert 70 < sum(mirrored) < 130
-    assert all(np.allclose(Augmentation(crop=8, mirror=False)(image, None, rng)[0], plain, atol=1e-5) for _ in range(9))
+    assert all(np.allclose(augmented_image(straight, image, rng), plain, atol=1e-5) for _ in range(9))
 
 
 def test_sizes() -> None:
@@ -179,12 +267,6 @@ def test_resizing_keeps_a_constant_image(style: Style) -> None:
     resized = resize_image(image, (29, 5), style)
     assert resized.shape == (29, 5, 3)
     np.testing.assert_allclose(resized, 77, atol=1e-4)
-
-
-def test_sizes_must_agree() -> None:
-    image, labels = coordinates(30, 40)
-    with pytest.raises(WeaksegError, match="label map of 40×29 pixels was given for an image of 40×30"):
-        Augmentation()(image, labels[1:], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +325,9 @@ def test_colour_changes_the_image_and_nothing_else(style: Any, colour: Any) -> N
     image, labels = rng.integers(0, 256, (40, 30, 3), np.uint8), rng.integers(0, 5, (40, 30)).astype(np.uint8)
     plain = Augmentation(style=style, scale_range=(0.8, 1.2), crop=24)
     coloured = plain.model_copy(update={"colour": colour})
-    views = [augmentation(image, labels, np.random.default_rng(3)) for augmentation in (plain, coloured, coloured)]
+    views = [
+        augmented(augmentation, image, labels, np.random.default_rng(3)) for augmentation in (plain, coloured, coloured)
+    ]
     assert not np.array_equal(views[0][0], views[1][0])
     np.testing.assert_array_equal(views[1][0], views[2][0])
     np.testing.assert_array_equal(views[0][1], views[1][1])

@@ -19,6 +19,7 @@ from weakseg.methods.affinitynet import (
     pairs,
     with_background,
 )
+from weakseg.methods.base import means
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.randomwalk import pair_offsets, reduced_radius
@@ -128,10 +129,12 @@ def test_evidence_leaves_out_what_the_two_crfs_doubt() -> None:
     strong, weak = (evidence[name][0].astype(np.float32) for name in ("low", "high"))
     assert strong.mean() >= weak.mean(), "a small alpha makes the stronger background"
     augmentation = Augmentation(crop=96, mirror=False)
-    view = AffinityNet.training_sample(network().settings, image, evidence, augmentation, np.random.default_rng(0))
-    assert view["image"].shape == (3, 96, 96)
-    assert view["labels"].shape == (12, 12)
-    assert set(view["labels"].unique().tolist()) >= {0, VOID}
+    view = augmentation({"image": image, **evidence}, AffinityNet.fields, np.random.default_rng(0))
+    learned = AffinityNet.prepare(network().settings, view)
+    assert set(learned) == {"image", "labels"}
+    assert learned["image"].shape == (3, 96, 96)
+    assert learned["labels"].shape == (12, 12)
+    assert set(np.unique(learned["labels"])) >= {0, VOID}
 
 
 def test_without_classes_all_is_background() -> None:
@@ -178,8 +181,9 @@ def test_a_crop_without_pairs_is_refused() -> None:
     image, maps = halves()
     settings = network().settings
     evidence = AffinityNet.evidence(settings, image, maps)
+    view = Augmentation(crop=32)({"image": image, **evidence}, AffinityNet.fields, np.random.default_rng(0))
     with pytest.raises(WeaksegError, match="A crop of 32 pixels is 4 cells wide at stride 8"):
-        AffinityNet.training_sample(settings, image, evidence, Augmentation(crop=32), np.random.default_rng(0))
+        AffinityNet.prepare(settings, view)
 
 
 @pytest.mark.parametrize("taps", [(3, 4, 5), (2, 3, 5), (4, 5, 5)])
@@ -209,7 +213,7 @@ def test_it_learns_colours() -> None:
     first = None
     for _ in range(12):
         optimiser.zero_grad()
-        loss = torch.stack(list(net.losses(batch).values())).sum()
+        loss = torch.stack(list(means(net.losses(batch), net.counts(batch)).values())).sum()
         loss.backward()
         optimiser.step()
         first = first or loss.item()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Localiser, find_method
 from weakseg.methods.cam import CAM
 from weakseg.models.registry import BackboneSettings
 from weakseg.settings import validate
@@ -131,7 +131,9 @@ def test_the_form_of_affinitynet() -> None:
     one, other = network.train().scores({"image": images()}), network.scores({"image": images()})
     assert not torch.equal(one, other)
     torch.testing.assert_close(network.eval().scores({"image": images()}), plain.scores({"image": images()}))
-    torch.testing.assert_close(network.activation_maps({"image": images()}).square(), plain.activation_maps({"image": images()}))
+    torch.testing.assert_close(
+        network.activation_maps({"image": images()}).square(), plain.activation_maps({"image": images()})
+    )
 
     norm_shift, norm_scale = network.backbone.norm.bias, network.backbone.norm.weight
     rates = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import write_image
-from weakseg.data.loading import Draw, TaggedImages
+from weakseg.data.loading import Draw, ReadTags, TrainingImages
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes, WeakLabels
@@ -33,6 +34,7 @@ from weakseg.methods.cda import (
     warp_once,
     with_pasting,
 )
+from weakseg.ops.fields import GEOMETRY, LABELS, TAGS, ImageField
 
 CLASSES = Classes(["kettle", "spoon", "cup"])
 RED, GREEN, BLUE = (200, 40, 30), (40, 160, 60), (30, 60, 210)
@@ -179,15 +181,15 @@ def pool(tmp_path: Path) -> Pool:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> TaggedImages:
+def images(tmp_path: Path) -> TrainingImages:
     samples = []
     for number, tags in enumerate([{1}, {2}, {1, 3}, set()]):
         write_image(tmp_path / f"{number}.png", flat((40, 30 + number), GREEN))
         samples.append(Sample(str(number), tmp_path / f"{number}.png", WeakLabels(frozenset(tags))))
-    return TaggedImages(samples, 3, Augmentation(crop=32, scale_range=(0.8, 1.2)), seed=5)
+    return TrainingImages(samples, [ReadTags(3)], {"tags": TAGS}, Augmentation(crop=32, scale_range=(0.8, 1.2)), seed=5)
 
 
-def test_tags_are_those_of_both(pool: Pool, images: TaggedImages) -> None:
+def test_tags_are_those_of_both(pool: Pool, images: TrainingImages) -> None:
     pairs = PastedPairs(images, pool, Settings())
     seen: dict[int, set[tuple[float, ...]]] = {}
     for place in range(40):
@@ -203,7 +205,7 @@ def test_tags_are_those_of_both(pool: Pool, images: TaggedImages) -> None:
     }
 
 
-def test_originals_are_what_they_are_without_pasting(pool: Pool, images: TaggedImages) -> None:
+def test_originals_are_what_they_are_without_pasting(pool: Pool, images: TrainingImages) -> None:
     pairs = PastedPairs(images, pool, Settings())
     draws = [Draw(2, place, place) for place in range(4)]
     batch = pairs.__getitems__(draws)
@@ -215,9 +217,9 @@ def test_originals_are_what_they_are_without_pasting(pool: Pool, images: TaggedI
         assert (pasted["image"][2].max() > original["image"][2].max() + 1) == (number != 2), "something blue is there"
 
 
-def test_a_pair_is_a_function_of_seed_epoch_and_place(pool: Pool, images: TaggedImages) -> None:
+def test_a_pair_is_a_function_of_seed_epoch_and_place(pool: Pool, images: TrainingImages) -> None:
     def drawn(seed: int, epoch: int, place: int) -> bytes:
-        seeded = TaggedImages(images.samples, 3, images.augmentation, seed)
+        seeded = replace(images, seed=seed)
         return PastedPairs(seeded, pool, Settings()).pair(Draw(epoch, place, 3))[1]["image"].numpy().tobytes()
 
     assert drawn(1, 2, 3) == drawn(1, 2, 3)
@@ -226,7 +228,7 @@ def test_a_pair_is_a_function_of_seed_epoch_and_place(pool: Pool, images: Tagged
 
 def test_classes_are_drawn_alike_whatever_the_number_of_their_crops(pool: Pool) -> None:
     rng = np.random.default_rng(0)
-    drawn = [pool.draw(torch.zeros(3), rng) for _ in range(400)]
+    drawn = [pool.draw(np.zeros(3, np.float32), rng) for _ in range(400)]
     labels = [pick[0] for pick in drawn if pick is not None]
     assert 160 < labels.count(1) < 240
     assert labels.count(1) + labels.count(3) == 400
@@ -234,22 +236,42 @@ def test_classes_are_drawn_alike_whatever_the_number_of_their_crops(pool: Pool) 
 
 
 def test_classes_with_few_crops_are_never_pasted(
-    pool: Pool, images: TaggedImages, caplog: pytest.LogCaptureFixture
+    pool: Pool, images: TrainingImages, caplog: pytest.LogCaptureFixture
 ) -> None:
     pairs = with_pasting(images, pool, Settings(fewest_crops=2), CLASSES)
     assert isinstance(pairs, PastedPairs)
     few = [name for name, crops in zip(CLASSES.names, pool.names, strict=True) if len(crops) == 1]
     assert f"Fewer than 2 crops, so never pasted: {', '.join(few)}." in caplog.text
     rng = np.random.default_rng(0)
-    assert {pick[0] for _ in range(50) if (pick := pairs.pool.draw(torch.zeros(3), rng))} == {1}
-    assert pairs.pool.draw(torch.tensor([1.0, 0, 0]), rng) is None
+    assert {pick[0] for _ in range(50) if (pick := pairs.pool.draw(np.zeros(3, np.float32), rng))} == {1}
+    assert pairs.pool.draw(np.array([1, 0, 0], np.float32), rng) is None
 
 
 @pytest.mark.parametrize("fewest", [1, 10])
 def test_a_pool_of_too_few_is_said_and_nothing_is_pasted(
-    images: TaggedImages, pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture, fewest: int
+    images: TrainingImages, pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture, fewest: int
 ) -> None:
     Pool.write_index(tmp_path / "empty", CLASSES, {})
     given = pool if fewest == 10 else Pool.load(tmp_path / "empty", CLASSES)
     assert with_pasting(images, given, Settings(fewest_crops=fewest), CLASSES) is images
     assert f"has {fewest} crops: the classifier is trained without pasting" in caplog.text
+
+
+@pytest.mark.parametrize("beside", [LABELS, ImageField("ids"), ImageField("maps")])
+def test_nothing_is_pasted_where_a_field_shows_what_lies_below(
+    images: TrainingImages, pool: Pool, beside: ImageField
+) -> None:
+    with pytest.raises(WeaksegError, match="clues"):
+        with_pasting(replace(images, fields={"tags": TAGS, "clues": beside}), pool, Settings(fewest_crops=1), CLASSES)
+
+
+def test_fields_without_pixels_of_their_own_go_with_pasting(images: TrainingImages, pool: Pool) -> None:
+    beside = {"tags": TAGS, "vector": ImageField("whole"), "view": GEOMETRY}
+    described = replace(
+        images, fields=beside, readers=[*images.readers, lambda sample: {"vector": np.array([float(sample.name)])}]
+    )
+    pairs = with_pasting(described, pool, Settings(fewest_crops=1), CLASSES)
+    assert isinstance(pairs, PastedPairs)
+    for item in pairs.pair(Draw(0, 0, 3)):
+        assert item["vector"].tolist() == [3.0]
+        assert item["view"].shape == (5,)

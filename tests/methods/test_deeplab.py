@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Segmenter, find_method, means
 from weakseg.methods.deeplab import DeepLab, read_published
 from weakseg.models.aspp import ASPP
 from weakseg.models.deeplab_resnet import DeepLabResNet
@@ -83,7 +83,8 @@ def test_loss_is_the_mean_over_pixels_with_a_label() -> None:
                 if label != VOID:
                     terms.append(-log_probabilities[image, label, i, j])
     assert 0 < len(terms) < 50
-    torch.testing.assert_close(network.losses(batch), {"segmentation": torch.stack(terms).mean()})
+    assert network.counts(batch) == {"segmentation": len(terms)}
+    torch.testing.assert_close(network.losses(batch), {"segmentation": torch.stack(terms).sum()})
 
 
 def test_loss_at_the_image() -> None:
@@ -91,12 +92,13 @@ def test_loss_at_the_image() -> None:
     scores = F.interpolate(network.logits({"image": batch["image"]}), (40, 33), mode="bilinear", align_corners=False)
     known = batch["labels"] != VOID
     expected = F.cross_entropy(scores.permute(0, 2, 3, 1)[known], batch["labels"][known].long())
-    torch.testing.assert_close(network.losses(batch)["segmentation"], expected)
+    torch.testing.assert_close(means(network.losses(batch), network.counts(batch))["segmentation"], expected)
 
 
 def test_four_losses_with_multiple_scales() -> None:
     network, batch = segmenter(multi_scale=True), random_batch()
     assert len(network.losses(batch)) == 4
+    assert list(network.counts(batch)) == list(network.losses(batch))
     pyramid = network.pyramid(batch["image"])
     assert torch.equal(network.logits({"image": batch["image"]}), pyramid.maximum)
     assert (pyramid.maximum >= pyramid.full).all()
@@ -108,7 +110,7 @@ def test_four_losses_with_multiple_scales() -> None:
 @pytest.mark.parametrize("multi_scale", [False, True])
 def test_nothing_to_learn_from_void_alone(multi_scale: bool) -> None:
     network, batch = segmenter(multi_scale=multi_scale), random_batch(void=1.1)
-    loss = sum(network.losses(batch).values())
+    loss = sum(means(network.losses(batch), network.counts(batch)).values())
     loss.backward()
     assert loss.item() == 0
     assert all((parameter.grad == 0).all() for parameter in network.parameters())
@@ -128,7 +130,7 @@ def test_learns_an_image_by_heart() -> None:
     optimiser = torch.optim.SGD(network.param_groups(0.01), lr=0.01, momentum=0.9)
     for _ in range(60):
         optimiser.zero_grad()
-        loss = network.losses(batch)["segmentation"]
+        loss = means(network.losses(batch), network.counts(batch))["segmentation"]
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.05

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Segmenter, find_method, means
 from weakseg.methods.deeplab_v1 import DeepLabV1
 from weakseg.models.norm import FixedBatchNorm2d
 from weakseg.models.registry import BackboneSettings
@@ -53,7 +53,7 @@ def test_loss_by_hand(place: str) -> None:
     network = segmenter("small", head="narrow", loss_at=place).eval()
     given = batch(1, 24, 24)
     given["labels"][:, :9] = VOID
-    (loss,) = network.losses(given).values()
+    (loss,) = means(network.losses(given), network.counts(given)).values()
     if place == "image":
         scores, labels = network.logits({"image": given["image"]}), given["labels"]
     else:
@@ -80,6 +80,13 @@ def test_statistics_of_the_batch_are_used_and_learned() -> None:
     given, normalised = outputs
     torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(64), rtol=0, atol=1e-5)
     torch.testing.assert_close(norm.running_mean, 0.5 * given.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_counting_learns_no_statistics() -> None:
+    network = segmenter(norm_momentum=0.5, loss_at="output").train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert network.counts(batch()) == {"segmentation": 2 * 5 * 6}  # stride 8, nothing void
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_fixed_statistics_stay() -> None:
@@ -125,7 +132,7 @@ def test_learns_to_tell_two_colours() -> None:
     optimiser = torch.optim.SGD(network.param_groups(0.02), momentum=0.9)
     losses = []
     for _ in range(30):
-        (loss,) = network.losses(given).values()
+        (loss,) = means(network.losses(given), network.counts(given)).values()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

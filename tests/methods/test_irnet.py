@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
+from weakseg.methods.base import means
 from weakseg.methods.irnet import IRNet, pair_losses, warn_of_larger_images
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps, resize_image
@@ -36,7 +37,7 @@ def maps_of(labels: list[int], size: tuple[int, int], value: float = 0.5, stride
 
 
 def written_out(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> list[Tensor]:
-    """The four terms from a list of all pairs."""
+    """The five terms from a list of all pairs."""
     images, height, width = boundary.shape
     reach = radius - 1
     terms: dict[str, list[Tensor]] = {name: [] for name in ("background", "things", "different", "still", "moved")}
@@ -56,8 +57,14 @@ def written_out(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) ->
                     terms[kind].append(-torch.log(affinity + EPSILON))
                     terms[moved].append((field[n, :, y, x] - field[n, :, y + dy, x + dx] - path_taken).abs().mean())
     mean = {name: torch.stack(values).mean() if values else boundary.sum() * 0 for name, values in terms.items()}
-    inside = mean["background"] / 4 + mean["things"] / 4
-    return [inside, mean["different"] / 2, mean["moved"] / 2, mean["still"] / 2]
+    boundaries = [mean["background"] / 4, mean["things"] / 4, mean["different"] / 2]
+    return [*boundaries, mean["moved"] / 2, mean["still"] / 2]
+
+
+def losses_by_offsets(boundary: Tensor, field: Tensor, labels: Tensor, radius: int) -> list[Tensor]:
+    """The same by the code under test."""
+    counts = small(radius=radius).counts({"labels": labels})
+    return list(means(pair_losses(boundary, field, labels, radius), counts).values())
 
 
 @given(st.integers(1, 2), st.integers(1, 6), st.integers(1, 9), st.integers(2, 4), st.integers(0, 2**32 - 1))
@@ -69,13 +76,13 @@ def test_losses_and_gradients_are_those_of_all_pairs(
         torch.randint(4, (images, height, width), generator=generator)
     ]
     found, expected = [], []
-    for results, losses in ((found, lambda *a: list(pair_losses(*a).values())), (expected, written_out)):
+    for results, losses in ((found, losses_by_offsets), (expected, written_out)):
         generator.manual_seed(seed)
         boundary = torch.rand(images, height, width, generator=generator).mul(0.98).add(0.01).requires_grad_()
         field = torch.randn(images, 2, height, width, generator=generator).requires_grad_()
         terms = losses(boundary, field, labels, radius)
         # Different weights show whether each term has its own gradient.
-        sum(weight * term for weight, term in zip((1.0, 2.0, 3.0, 5.0), terms, strict=True)).backward()
+        sum(weight * term for weight, term in zip((1.0, 2.0, 3.0, 5.0, 7.0), terms, strict=True)).backward()
         zeros = torch.zeros_like(field)
         gradients = boundary.grad, zeros if field.grad is None else field.grad
         results += [torch.stack([term.detach() for term in terms]), *gradients]
@@ -99,9 +106,10 @@ def test_boundaries_are_learned_between_labels() -> None:
     image[..., 20:] = 1.0
     labels = torch.zeros(1, 12, 12, dtype=torch.uint8)
     labels[..., 5:] = 1
+    batch = {"image": image, "labels": labels}
     for _ in range(30):
         optimiser.zero_grad()
-        torch.stack(list(network.losses({"image": image, "labels": labels}).values())).sum().backward()
+        torch.stack(list(means(network.losses(batch), network.counts(batch)).values())).sum().backward()
         optimiser.step()
     with torch.no_grad():
         boundary = torch.sigmoid(network.boundary(network.features(image)))[0].mean(0)
@@ -114,7 +122,7 @@ def test_the_backbone_never_learns() -> None:
     before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
     optimiser = torch.optim.SGD(network.param_groups(0.1), weight_decay=0.1)
     batch = {"image": torch.randn(1, 3, 48, 48), "labels": torch.randint(2, (1, 12, 12), dtype=torch.uint8)}
-    torch.stack(list(network.losses(batch).values())).sum().backward()
+    torch.stack(list(means(network.losses(batch), network.counts(batch)).values())).sum().backward()
     optimiser.step()
     for name, value in network.backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -152,9 +160,9 @@ def test_images_larger_than_the_canvas_are_warned_of_once(caplog: pytest.LogCapt
 def test_the_mean_displacement_is_subtracted_in_evaluation_only() -> None:
     network = small().eval()
     images = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8) for k in range(3)]
-    network.conclude(iter(images), CPU)
+    network.conclude(({"image": image} for image in images), CPU)
     once = network.displacement.mean.clone()
-    network.conclude(iter(images), CPU)
+    network.conclude(({"image": image} for image in images), CPU)
     assert torch.equal(network.displacement.mean, once), "an earlier mean must not count"
     means = [
         network.displacement(network.features(network._on_canvas([image], CPU))).mean((0, 2, 3)) for image in images
@@ -191,11 +199,12 @@ def test_a_training_sample_has_a_label_for_every_cell() -> None:
     labels = np.random.default_rng(0).integers(0, 3, (40, 60), dtype=np.uint8)
     settings, augmentation = small().settings, Augmentation(crop=50, mirror=False)
     image = np.zeros((40, 60, 3), np.uint8)
-    sample = IRNet.training_sample(settings, image, {"labels": labels}, augmentation, np.random.default_rng(1))
-    assert sample["image"].shape == (3, 50, 50)
-    assert sample["labels"].shape == (13, 13)
-    assert sample["labels"].dtype == torch.uint8
-    assert {0, 1, 2, 255} == set(sample["labels"].unique().tolist()), "what lies outside of the image is void"
+    view = augmentation({"image": image, "labels": labels}, IRNet.fields, np.random.default_rng(1))
+    learned = IRNet.prepare(settings, view)
+    assert learned["image"].shape == (3, 50, 50)
+    assert learned["labels"].shape == (13, 13)
+    assert learned["labels"].dtype == np.uint8
+    assert {0, 1, 2, 255} == set(np.unique(learned["labels"])), "what lies outside of the image is void"
 
 
 def test_the_walk_leaves_zeros_and_reaches_one() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from weakseg.methods.base import find_method
+from weakseg.methods.base import Localiser, find_method
 from weakseg.methods.seam import (
     SEAM,
     Present,

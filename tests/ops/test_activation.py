@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import write_npz
 from weakseg.ops.activation import (
     ActivationMaps,
+    Network,
     Views,
     maps_per_scale,
     multi_scale_maps,
@@ -28,6 +28,7 @@ from weakseg.ops.activation import (
     resize_through_view,
     stretch_maps,
 )
+from weakseg.ops.fields import Batch
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,9 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def brightness(images: Tensor) -> Tensor:
+def brightness(batch: Batch) -> Tensor:
     """A stand-in for a network of stride 16 with two classes: bright places and dark places."""
+    images = batch["image"]
     mean = F.avg_pool2d(F.pad(images, (0, -images.shape[3] % 16, 0, -images.shape[2] % 16)), 16).mean(1, keepdim=True)
     return torch.cat([mean, -mean], 1).relu()
 
@@ -66,20 +68,18 @@ def test_scale_1_leaves_the_image_alone() -> None:
     assert np.array_equal(resize_image(image, 1.0), image)
 
 
-def maps_of(network: Callable[[Tensor], Tensor], images: list[np.ndarray], scales: tuple[float, ...]) -> Tensor:
+def maps_of(network: Network, images: list[np.ndarray], scales: tuple[float, ...]) -> Tensor:
     """Maps (N, 2, h, w) of both classes of `brightness`."""
     return torch.stack(multi_scale_maps(network, Views.of(images, scales), [[1, 2]] * len(images), CPU))
 
 
-def one_view_at_a_time(
-    network: Callable[[Tensor], Tensor], image: np.ndarray, scales: tuple[float, ...], stride: int
-) -> Tensor:
+def one_view_at_a_time(network: Network, image: np.ndarray, scales: tuple[float, ...], stride: int) -> Tensor:
     """The definition: each scale, as it is and mirrored, all classes, summed."""
     size = (-(-image.shape[0] // stride), -(-image.shape[1] // stride))
     total = torch.zeros(())
     for scale in scales:
         view = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
-        for maps in (network(view), network(view.flip(3)).flip(3)):
+        for maps in (network({"image": view}), network({"image": view.flip(3)}).flip(3)):
             total = total + F.interpolate(maps, size, mode="bilinear", align_corners=False)[0]
     return total
 
@@ -128,9 +128,9 @@ def test_maps_can_be_resized_in_another_way() -> None:
 def test_a_network_gets_a_bounded_number_of_pixels_at_once() -> None:
     shapes = []
 
-    def network(images: Tensor) -> Tensor:
-        shapes.append(tuple(images.shape))
-        return images.mean((2, 3))
+    def network(batch: Batch) -> Tensor:
+        shapes.append(tuple(batch["image"].shape))
+        return batch["image"].mean((2, 3))
 
     images = torch.from_numpy(np.stack([picture(300, 500, seed) for seed in range(3)]))
     outputs = network_outputs(network, images, CPU, mirror=False)
@@ -145,7 +145,7 @@ def test_a_network_gets_a_bounded_number_of_pixels_at_once() -> None:
 
 def test_networks_see_what_normalise_image_gives() -> None:
     images = np.stack([picture(5, 7, seed) for seed in range(2)])
-    seen = network_outputs(lambda normalised: normalised, torch.from_numpy(images), CPU, mirror=False)
+    seen = network_outputs(lambda batch: batch["image"], torch.from_numpy(images), CPU, mirror=False)
     np.testing.assert_allclose(seen.numpy(), np.stack([normalise_image(image) for image in images]), rtol=1e-6)
 
 
@@ -157,8 +157,8 @@ def test_a_mirrored_image_has_mirrored_maps() -> None:
 
 
 def test_a_constant_network_counts_scales_and_mirrors() -> None:
-    def constant(images: Tensor) -> Tensor:
-        return torch.full((len(images), 1, 2, 3), 0.5)
+    def constant(batch: Batch) -> Tensor:
+        return torch.full((len(batch["image"]), 1, 2, 3), 0.5)
 
     views = Views.of([picture(21, 30)], (1.0, 0.5, 2.0))
     torch.testing.assert_close(multi_scale_maps(constant, views, [[1]], CPU), [torch.full((1, 6, 8), 3.0)])
@@ -168,7 +168,7 @@ def test_a_constant_network_counts_scales_and_mirrors() -> None:
 
 def test_inference_records_no_gradients() -> None:
     weight = torch.ones(1, requires_grad=True)
-    assert not maps_of(lambda images: brightness(images) * weight, [picture(16, 16)], (1.0,)).requires_grad
+    assert not maps_of(lambda batch: brightness(batch) * weight, [picture(16, 16)], (1.0,)).requires_grad
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -216,6 +216,38 @@ def test_round_trip(
     np.testing.assert_array_equal(loaded.maps, maps)
 
 
+@given(data=st.data(), height=st.integers(1, 20), width=st.integers(1, 20), stride=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_signed_maps_come_back_as_they_are(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, height: int, width: int, stride: int
+) -> None:
+    labels = sorted(data.draw(st.sets(st.integers(1, 254), max_size=3)))
+    shape = (len(labels), -(-height // stride), -(-width // stride))
+    finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    maps = data.draw(hnp.arrays(np.float32, shape, elements=finite))
+    path = tmp_path_factory.getbasetemp() / "signed.npz"
+    written = normalise_maps(maps, labels, (height, width), stride, normalise=None)
+    written.save(path)
+    loaded = ActivationMaps.load(path)
+    assert loaded.signed
+    assert written.signed
+    assert (loaded.labels.tolist(), loaded.size, loaded.stride) == (labels, (height, width), stride)
+    assert loaded.maps.dtype == np.float32
+    np.testing.assert_array_equal(loaded.maps, maps)
+
+
+def test_other_maps_are_not_signed(tmp_path: Path) -> None:
+    write_npz(tmp_path / "dog.npz", GOOD)
+    assert not ActivationMaps.load(tmp_path / "dog.npz").signed
+
+
+def test_signed_maps_stay_signed_in_smaller_cells() -> None:
+    maps = ActivationMaps(np.array([1], np.int16), np.array([[[-4.0, 4.0]]], np.float32), (4, 8), 4, signed=True)
+    finer = maps.at_stride(1)
+    assert finer.signed
+    assert finer.maps[0, 0, [0, -1]].tolist() == [-4, 4]
+
+
 def bilinear(maps: np.ndarray, y: float, x: float) -> float:
     """A map (h, w) at the fractional cell (y, x), its border repeated."""
     h, w = maps.shape
@@ -252,6 +284,7 @@ GOOD: dict[str, Any] = {
     "size": np.array([10, 8], np.int32),
     "stride": np.array(4, np.int32),
 }
+SIGNED: dict[str, Any] = {"maps": np.full((2, 3, 2), -2.5, np.float32), "signed": np.array(True)}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +306,11 @@ GOOD: dict[str, Any] = {
         ({"labels": np.array([2, 255], np.int16)}, "[2, 255] are not ascending"),
         ({"maps": np.full((2, 3, 2), 1.5, np.float16)}, "outside 0 … 1"),
         ({"maps": np.full((2, 3, 2), np.nan, np.float16)}, "outside 0 … 1"),
+        ({"maps": np.full((2, 3, 2), 0.5, np.float32)}, "maps float32"),
+        ({"signed": np.array(True)}, "maps float16"),
+        (SIGNED | {"maps": np.full((2, 3, 2), np.nan, np.float32)}, "not finite"),
+        (SIGNED | {"maps": np.full((2, 3, 2), -np.inf, np.float32)}, "not finite"),
+        (SIGNED | {"labels": np.array([5, 2], np.int16)}, "[5, 2] are not ascending"),
     ],
 )
 def test_load_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -284,8 +322,9 @@ def test_load_says_what_is_wrong(tmp_path: Path, change: dict[str, Any], message
     assert message in str(raised.value)
 
 
-def test_load_accepts_what_the_bad_cases_start_from(tmp_path: Path) -> None:
-    write_npz(tmp_path / "dog.npz", GOOD)
+@pytest.mark.parametrize("arrays", [GOOD, GOOD | SIGNED])
+def test_load_accepts_what_the_bad_cases_start_from(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    write_npz(tmp_path / "dog.npz", arrays)
     assert ActivationMaps.load(tmp_path / "dog.npz").labels.tolist() == [2, 5]
 
 
@@ -298,6 +337,14 @@ def test_load_refuses_objects(tmp_path: Path) -> None:
 def test_save_refuses_what_load_would_refuse(tmp_path: Path) -> None:
     maps = ActivationMaps(np.array([1], np.int16), np.ones((1, 5, 5), np.float32), (8, 8), 4)
     with pytest.raises(ValueError, match="does not fit an image"):
+        maps.save(tmp_path / "m.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_save_refuses_signed_maps_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    maps = normalise_maps(np.full((1, 2, 2), value, np.float32), [1], (8, 8), normalise=None)
+    with pytest.raises(ValueError, match="not finite"):
         maps.save(tmp_path / "m.npz")
     assert list(tmp_path.iterdir()) == []
 

@@ -28,7 +28,6 @@ def test_both_forms_agree(images: int, height: int, width: int, radius: int, lev
     ]
     compiled, viewed = (form(boundary, field, labels, radius) for form in (_row_by_row, _offset_by_offset))
     torch.testing.assert_close(compiled.sums, viewed.sums, rtol=1e-5, atol=1e-5)
-    assert torch.equal(compiled.counts, viewed.counts)
     torch.testing.assert_close(compiled.to_boundary, viewed.to_boundary, rtol=1e-5, atol=1e-4)
     assert torch.equal(compiled.to_field, viewed.to_field)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weakseg.ops.activation import Views, normalise_image, resize_image
+from weakseg.ops.fields import Batch
 from weakseg.ops.segmentation import multi_scale_probabilities
 
 
@@ -14,18 +15,18 @@ def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def logits(images: Tensor) -> Tensor:
+def logits(batch: Batch) -> Tensor:
     """A tiny network of stride 4 that does not look the same in the mirror."""
     kernel = torch.linspace(-1, 1, 4 * 3 * 3 * 3).sin().reshape(4, 3, 3, 3)
-    return F.conv2d(images, kernel, stride=4, padding=1)
+    return F.conv2d(batch["image"], kernel, stride=4, padding=1)
 
 
 def views_one_by_one(image: np.ndarray, scales: list[float], mirror: bool) -> np.ndarray:
     full_size = []
     for scale in scales:
-        batch = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
+        view = torch.from_numpy(normalise_image(resize_image(image, scale)))[None]
         for flipped in [False, True] if mirror else [False]:
-            scores = logits(batch.flip(3) if flipped else batch)
+            scores = logits({"image": view.flip(3) if flipped else view})
             scores = F.interpolate(scores, image.shape[:2], mode="bilinear", align_corners=False)
             full_size.append(scores.flip(3) if flipped else scores)
     return torch.cat(full_size).mean(0).softmax(0).numpy()

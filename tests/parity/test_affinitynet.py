@@ -19,10 +19,9 @@ from weakseg.methods.affinitynet import (
     affinity_losses,
     pair_affinities,
     pairs,
-    view_labels,
     with_background,
 )
-from weakseg.methods.base import checkpoints
+from weakseg.methods.base import checkpoints, means
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import check_names_and_shapes
@@ -183,12 +182,12 @@ def learning(parity: Any, resnet38: Network) -> Iterator[tuple[AffinityNet, dict
 def test_train_step(parity: Any, learning: tuple[AffinityNet, dict[str, torch.Tensor]]) -> None:
     vectors, (net, before) = parity("affinitynet/train_step"), learning
     batch = {"image": as_batch(*vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
-    counts = [int(kind.sum()) for kind in pairs(batch["labels"], RADIUS)]
-    agrees(counts, vectors["counts"], 1e-3)
+    counts = net.counts(batch)
+    agrees([int(count) for count in counts.values()], vectors["counts"], 1e-3)
     optimiser = torch.optim.SGD(net.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.02, 0.1, 0.2]
     assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 0, 5e-4, 0]
-    terms = net.losses(batch)
+    terms = means(net.losses(batch), counts)
     total = torch.stack(list(terms.values())).sum()
     agrees([4 * terms["background"].item(), 4 * terms["foreground"].item(), 2 * terms["different"].item(),
             total.item()], vectors["values"], 1e-4)  # fmt: skip
@@ -288,7 +287,8 @@ def test_a_training_sample(parity: Any) -> None:
     assert np.abs(np.array(stats) - vectors["item_x_stats"]).max() <= 1e-6
 
     evidence = {name: vectors[f"item_{name}"].astype(np.float32) / np.float32(65535) for name in ("low", "high")}
-    labels = view_labels(evidence, augmentation, view, stride=8)
+    views = {name: augmentation.follow(field, evidence[name], view) for name, field in AffinityNet.fields.items()}
+    labels = AffinityNet.prepare(AffinityNet.Settings(), {"image": image, **views})["labels"]
     np.testing.assert_array_equal(labels, vectors["item_label"])
     for kind, chosen in zip(("bg", "fg", "neg"), pairs(torch.as_tensor(labels)[None], RADIUS), strict=True):
         np.testing.assert_array_equal(chosen[0], unpacked(vectors, kind))
@@ -299,7 +299,8 @@ def test_losses(parity: Any, case: str) -> None:
     vectors = parity("affinitynet/losses")
     affinities = torch.as_tensor(vectors[f"{case}_aff"]).requires_grad_()
     kind = torch.as_tensor(vectors[f"{case}_kind"])
-    terms = affinity_losses(affinities, Pairs(kind == 0, kind == 1, kind == 2))
+    kinds = Pairs(kind == 0, kind == 1, kind == 2)
+    terms = means(affinity_losses(affinities, kinds), {name: chosen.sum() for name, chosen in kinds._asdict().items()})
     total = torch.stack(list(terms.values())).sum()
     total.backward()
     weights = {"background": 4, "foreground": 4, "different": 2}

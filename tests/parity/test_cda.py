@@ -14,12 +14,11 @@ from scipy.ndimage import rotate
 from draws import Draws
 from weakseg.data.dataset import Sample
 from weakseg.data.images import write_image
-from weakseg.data.loading import TaggedImages
+from weakseg.data.loading import ReadTags, TrainingImages
 from weakseg.data.transforms import Augmentation, longer_side_size
 from weakseg.labels import Classes, WeakLabels
 from weakseg.methods.cam import CAM
 from weakseg.methods.cda import (
-    PARITY_DECAY,
     Cutout,
     Pool,
     Settings,
@@ -32,7 +31,8 @@ from weakseg.methods.cda import (
 )
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import normalise_image
-from weakseg.ops.schedule import poly_factor
+from weakseg.ops.fields import TAGS
+from weakseg.optimisation import TrainSettings
 
 VARIANTS = ("scale", "rotate", "rotate_blur")
 
@@ -116,7 +116,8 @@ def test_pairs(parity: Any, case: str, tmp_path: Path, monkeypatch: pytest.Monke
     write_image(tmp_path / "background.png", vectors[f"background_{case}"])
     sample = Sample("background", tmp_path / "background.png", WeakLabels(frozenset(np.flatnonzero(tags) + 1)))
     augment = Augmentation(resize_long=vectors["resize_long"].tolist(), crop=int(vectors["crop_size"]))
-    pairs = cda.PastedPairs(TaggedImages([sample], len(tags), augment, 0), pool, Settings(parity=True))
+    images = TrainingImages([sample], [ReadTags(len(tags))], {"tags": TAGS}, augment, 0)
+    pairs = cda.PastedPairs(images, pool, Settings(parity=True))
 
     # The reference draws both images in turn; here, each has a generator of its own.
     angle, row, column, long_b, long_a, mirror_b, mirror_a, x_b, y_b, x_a, y_a = vectors[f"draws_{case}"].tolist()
@@ -163,14 +164,16 @@ def test_training_with_pairs(parity: Any) -> None:
     watched = [ours[name] for name in vectors["watched"].tolist()]
     pairs, batch_size, count = int(vectors["pairs_per_step"]), int(vectors["cam_batch_size"]), len(vectors["images"])
     steps, per_epoch = len(vectors["loss"]), count // pairs
-    decay = steps // per_epoch * (count // batch_size)  # as if a step took a whole batch of other images
-    assert pairs / batch_size == PARITY_DECAY
+    # The rate falls as if a step took a whole batch of other images.
+    schedule = TrainSettings(steps=steps, power=0.9, falls_until=pairs / batch_size)
+    assert schedule.falls_until == 0.5, "as the documentation of the settings says"
+    assert steps * schedule.falls_until == steps // per_epoch * (count // batch_size)
     for step in range(steps):
         state = network.state_dict()
         for name, expected in zip(watched, vectors["checksums"][step], strict=True):
             np.testing.assert_allclose(parity.checksum(state[name]), expected, rtol=1e-4, err_msg=name)
         for group, rate in zip(optimiser.param_groups, initial_rates, strict=True):
-            group["lr"] = rate * poly_factor(step, decay, power=0.9)
+            group["lr"] = rate * schedule.rate_factor(step, steps, per_epoch)
         np.testing.assert_allclose([g["lr"] for g in optimiser.param_groups], vectors["lr"][step], rtol=1e-9)
         first = step % per_epoch * pairs
         part = slice(first, first + pairs)

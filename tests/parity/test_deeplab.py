@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weakseg.data.transforms import Crop, crop, longer_side_size, mirror, resize_image, scaled_size
 from weakseg.labels import VOID
+from weakseg.methods.base import means
 from weakseg.methods.deeplab import DeepLab, Pyramid
 from weakseg.models.deeplab_resnet import DeepLabResNet
 from weakseg.models.registry import BACKBONES, BackboneSettings
@@ -152,7 +153,7 @@ def test_loss_and_its_gradient(parity):
     network = StoredScores(Pyramid(*scores))
     labels = torch.from_numpy(vectors["labels"])
     batch = {"image": torch.zeros(len(labels), 3, *labels.shape[1:]), "labels": labels}
-    losses = network.losses(batch)
+    losses = means(network.losses(batch), network.counts(batch))
     for name, loss in zip(names, losses.values(), strict=True):
         assert loss.item() == pytest.approx(float(vectors[f"loss_{name}"]), rel=1e-5)
     total = sum(losses.values()) / int(vectors["iter_size"])
@@ -163,15 +164,16 @@ def test_loss_and_its_gradient(parity):
         assert np.abs(tensor.grad.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
 
     batch["labels"] = torch.full_like(batch["labels"], VOID)
-    assert sum(network.losses(batch).values()).item() == 0
+    assert sum(means(network.losses(batch), network.counts(batch)).values()).item() == 0
 
 
 class StoredScores(DeepLab):
-    """The losses of given scores."""
+    """The losses of given scores, which have the sizes of the published backbone's."""
 
     def __init__(self, scores: Pyramid) -> None:
         backbone = BackboneSettings(name="small", output_stride=8, weights=None)
         super().__init__(DeepLab.Settings(backbone=backbone, multi_scale=True), scores.full.shape[1] - 1)
+        self.backbone = DeepLabResNet(blocks=(1, 1, 1, 1))
         self.stored = scores
 
     def pyramid(self, images: Tensor) -> Pyramid:
@@ -208,7 +210,7 @@ def test_train_step(parity, build):
         optimiser.zero_grad()
         accumulated = 0.0
         for batch in batches:
-            loss = sum(network.losses(batch).values()) / iter_size
+            loss = sum(means(network.losses(batch), network.counts(batch)).values()) / iter_size
             loss.backward()
             accumulated += loss.item()
         assert accumulated == pytest.approx(vectors["losses"][update - 1], rel=1e-4)
@@ -286,5 +288,7 @@ def test_demo(parity, build, case):
     vectors = parity("deeplab/demo")
     network = build(vectors, VOC_CLASSES, multi_scale=True)
     images = as_batch(np.ascontiguousarray(vectors[f"resized_bgr{case}"][..., ::-1]))
-    large = nn.functional.interpolate(network.logits({"image": images}), images.shape[-2:], mode="bilinear", align_corners=False)
+    large = nn.functional.interpolate(
+        network.logits({"image": images}), images.shape[-2:], mode="bilinear", align_corners=False
+    )
     assert (large.argmax(1)[0].numpy() == vectors[f"labelmap{case}"]).mean() >= 0.995

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from draws import Draws
+from views import augmented
 from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
 from weakseg.data.transforms import (
     Augmentation,
@@ -127,6 +128,6 @@ def test_the_whole_view_is_made_in_the_paper_s_order(retrain: Vectors) -> None:
     expected_labels = crop(scale_nearest(labels, view.size, view.factor), view.place, VOID)
     if view.mirrored:
         expected, expected_labels = expected[..., ::-1], expected_labels[..., ::-1]
-    found, found_labels = augmentation(image, labels, np.random.default_rng(4))
+    found, found_labels = augmented(augmentation, image, labels, np.random.default_rng(4))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found_labels, expected_labels)

@@ -147,6 +147,6 @@ def test_wrong_settings_are_explained(change: str, message: str) -> None:
 def test_a_refinement_takes_its_instances_along() -> None:
     cam, refining = load_recipe("cam"), load_recipe("irnet-instances")
     both = with_refinement(cam, refining)
-    assert both.stages["instances"].inputs() == ["boundaries", "maps"]
+    assert both.stages["instances"].inputs_of() == ["boundaries", "maps"]
     assert "instances" not in without_refinement(both).stages
     assert "instances" not in without_refinement(refining).stages

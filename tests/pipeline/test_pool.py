@@ -23,19 +23,18 @@ SHORT = (
     "runtime.device=cpu",
     "cam.augment={crop: 32}",
     "cam.train={steps: 3, batch_size: 5}",
-    "cda_cam.train={steps: 3, batch_size: 5}",
     "maps.scales=[1.0]",
 )
 RECIPE = """
 extends: toy-cda
 name: pasted
 about: the recipe toy-cam with pasting, up to the second classifier
-stages:
-  cda_cam: {paste: {fewest_crops: 1}, train: {epochs: null}}
-  cda_maps: null
-  cda_masks: null
-  segment: null
-  scores: null
+rounds:
+  stages: [cam]
+  changes:
+    pool: {masks: masks}
+    cam: {paste: {fewest_crops: 1}, train: {epochs: null}}
+stages: {segment: null, scores: null}
 """
 
 
@@ -59,14 +58,14 @@ def finished(dataset: Dataset, recipe: str, tmp_path_factory: pytest.TempPathFac
     for sample in dataset.split("train"):
         assert sample.mask is not None
         write_label_map(out / "masks" / "masks" / f"{sample.name}.png", sample.mask.read())
-    for stage in ("pool", "cda_cam"):
+    for stage in ("round-1/pool", "round-1/cam"):
         shutil.rmtree(out / stage)
     run(load_recipe(recipe, SHORT), dataset, out)
     return out
 
 
 def test_the_pool_holds_the_objects_of_the_masks(dataset: Dataset, finished: Path) -> None:
-    pool = Pool.load(finished / "pool", dataset.classes)
+    pool = Pool.load(finished / "round-1" / "pool", dataset.classes)
     names = [sample.name for sample in dataset.split("train")]
     assert [list(part) for part in pool.names] == [names[0::2], names[1::2]]
     sample = dataset.split("train")[3]
@@ -76,7 +75,7 @@ def test_the_pool_holds_the_objects_of_the_masks(dataset: Dataset, finished: Pat
 
 
 def test_the_second_classifier_learns_from_pairs(finished: Path) -> None:
-    lines = [json.loads(line) for line in (finished / "cda_cam" / "train.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (finished / "round-1/cam" / "train.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert lines[-1]["epoch"] == 0.5, "a batch of five is two pairs, and eight images are four of these"
     first = [json.loads(line) for line in (finished / "cam" / "train.jsonl").read_text().splitlines()]
@@ -86,14 +85,14 @@ def test_the_second_classifier_learns_from_pairs(finished: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_bytes(dataset: Dataset, recipe: str, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    key = json.loads((out / "pool" / "manifest.json").read_text())["key"]
-    (out / "pool" / "manifest.json").unlink()
-    (out / "pool" / "index.json").unlink()
-    (out / "pool" / "pending.json").write_text(json.dumps({"key": key}))
-    crops = sorted((out / "pool" / "crops").rglob("*.png"))
+    key = json.loads((out / "round-1" / "pool" / "manifest.json").read_text())["key"]
+    (out / "round-1" / "pool" / "manifest.json").unlink()
+    (out / "round-1" / "pool" / "index.json").unlink()
+    (out / "round-1" / "pool" / "pending.json").write_text(json.dumps({"key": key}))
+    crops = sorted((out / "round-1" / "pool" / "crops").rglob("*.png"))
     crops[0].unlink()
     kept = crops[1].stat().st_mtime_ns
-    shutil.rmtree(out / "cda_cam")
+    shutil.rmtree(out / "round-1/cam")
     run(load_recipe(recipe, SHORT), dataset, out)
     assert crops[1].stat().st_mtime_ns == kept, "finished crops are not made again"
     before, after = artifacts(finished), artifacts(out)
@@ -113,8 +112,8 @@ def test_the_report_shows_the_pool_and_what_is_pasted(dataset: Dataset, finished
 def test_classes_without_crops_are_told(dataset: Dataset, recipe: str, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    run(load_recipe(recipe, [*SHORT, "pool.smallest=0.99", "pool.largest=1"]), dataset, out)
-    assert Pool.load(out / "pool", dataset.classes).labels == []
+    run(load_recipe(recipe, [*SHORT, "round-1/pool.smallest=0.99", "round-1/pool.largest=1"]), dataset, out)
+    assert Pool.load(out / "round-1" / "pool", dataset.classes).labels == []
     page = write_report(out).read_text(encoding="utf-8")
     assert "Without crops, and so never pasted: kettle, spoon." in page
 
@@ -122,7 +121,7 @@ def test_classes_without_crops_are_told(dataset: Dataset, recipe: str, finished:
 def test_classes_with_few_crops_are_told(dataset: Dataset, recipe: str, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    run(load_recipe(recipe, [*SHORT, "cda_cam.paste.fewest_crops=5"]), dataset, out)
+    run(load_recipe(recipe, [*SHORT, "round-1/cam.paste.fewest_crops=5"]), dataset, out)
     page = write_report(out).read_text(encoding="utf-8")
     assert "Fewer than 5 crops, and so never pasted: kettle, spoon." in page
     assert "nothing on kettle</figcaption>" in page
@@ -136,6 +135,6 @@ def test_a_mask_of_another_size_is_an_error_that_names_the_image(
     mask = np.zeros((7, 9), np.uint8)
     mask[2:5, 2:6] = 1
     write_label_map(out / "masks" / "masks" / "train 0.png", mask)
-    shutil.rmtree(out / "pool")
+    shutil.rmtree(out / "round-1" / "pool")
     with pytest.raises(WeaksegError, match=r"The mask of .*train 0\.png has 9×7 pixels, the image 44×36\."):
         run(load_recipe(recipe, SHORT), dataset, out)

@@ -14,8 +14,10 @@ from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import write_text
 from weakseg.labels import Classes
-from weakseg.methods.base import Kind, find_method
+from weakseg.methods.cam import CAM
+from weakseg.methods.deeplab import DeepLab
 from weakseg.methods.store import Model, save_model
+from weakseg.models.registry import BackboneSettings
 from weakseg.pipeline.inference import Inference, predict
 from weakseg.pipeline.predict import find_model, image_files, predict_files
 from weakseg.pipeline.recipe import load_recipe
@@ -23,18 +25,19 @@ from weakseg.pipeline.recipe import load_recipe
 CPU = torch.device("cpu")
 
 
-def new_model(kind: Kind) -> Model:
+def new_model(kind: str) -> Model:
     """A random network; the localiser finds every class present, since its classifier adds up what is positive."""
-    cls = find_method(kind, {"LOCALISER": "cam", "SEGMENTER": "deeplab"}[kind])
-    settings = cls.Settings.model_validate({"backbone": {"name": "small", "weights": None}})
+    backbone = BackboneSettings(name="small", weights=None)
+    classes = Classes(["kettle", "spoon"])
     torch.manual_seed(0)
-    network = cls(settings, 2)
-    if kind == "LOCALISER":
-        network.classifier.weight.data.abs_()
-    else:
-        for classifier in network.aspp.classifiers():
-            classifier.weight.data.normal_(std=0.05)
-    return Model(kind, cls.__module__.rpartition(".")[2], settings, Classes(["kettle", "spoon"]), network.eval(), {})
+    if kind == "localiser":
+        localiser = CAM(CAM.Settings(backbone=backbone), 2)
+        localiser.classifier.weight.data.abs_()
+        return Model("cam", classes, localiser.eval(), {})
+    segmenter = DeepLab(DeepLab.Settings(backbone=backbone), 2)
+    for classifier in segmenter.aspp.classifiers():
+        classifier.weight.data.normal_(std=0.05)
+    return Model("deeplab", classes, segmenter.eval(), {})
 
 
 @pytest.fixture
@@ -103,31 +106,31 @@ def test_of_a_run_the_segmenter_is_taken_and_before_it_is_there_the_localiser(tm
     write_text(tmp_path / "recipe.yaml", load_recipe("toy-cam").as_yaml())
     with pytest.raises(WeaksegError, match="has not finished any model yet"):
         find_model(tmp_path)
-    save_model(tmp_path / "cam" / "model", new_model("LOCALISER"))
-    assert find_model(tmp_path).kind == "LOCALISER"
-    save_model(tmp_path / "segment" / "model", new_model("SEGMENTER"))
-    assert find_model(tmp_path).kind == "SEGMENTER"
-    assert find_model(tmp_path / "cam" / "model").kind == "LOCALISER"
+    save_model(tmp_path / "cam" / "model", new_model("localiser"))
+    assert find_model(tmp_path).kind == "localiser"
+    save_model(tmp_path / "segment" / "model", new_model("segmenter"))
+    assert find_model(tmp_path).kind == "segmenter"
+    assert find_model(tmp_path / "cam" / "model").kind == "localiser"
 
 
 # What is predicted
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (67, 101), (32, 32)])
-@pytest.mark.parametrize("kind", ["SEGMENTER", "LOCALISER"])
+@pytest.mark.parametrize("kind", ["segmenter", "localiser"])
 @pytest.mark.parametrize("crf", [None, "deeplab"])
-def test_any_size_works(kind: Kind, size: tuple[int, int], crf: str | None) -> None:
+def test_any_size_works(kind: str, size: tuple[int, int], crf: str | None) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = predict(new_model(kind), image, Inference(scales=(1.0, 0.3, 1.5), mirror=True, crf=crf), CPU)
     assert found.labels.shape == size
     assert found.scores.shape == (3, *size)
     np.testing.assert_array_equal(found.score_labels[found.scores.argmax(0)], found.labels)
-    if kind == "SEGMENTER" or crf:
+    if kind == "segmenter" or crf:
         np.testing.assert_allclose(found.scores.sum(0), 1, atol=1e-5)
 
 
 def test_with_mirroring_the_mirrored_image_gives_the_mirrored_scores(image: np.ndarray) -> None:
-    model = new_model("SEGMENTER")
+    model = new_model("segmenter")
 
     def difference(mirror: bool) -> float:
         inference = Inference(scales=(1.0, 0.5), mirror=mirror)
@@ -139,7 +142,7 @@ def test_with_mirroring_the_mirrored_image_gives_the_mirrored_scores(image: np.n
 
 
 def test_a_localiser_predicts_only_the_classes_that_it_finds(image: np.ndarray) -> None:
-    model = new_model("LOCALISER")
+    model = new_model("localiser")
     assert set(predict(model, image, Inference(), CPU).score_labels.tolist()) == {0, 1, 2}
     model.network.classifier.weight.data[0] *= -1
     middle = float(np.median(predict(model, image, Inference(), CPU).scores[1]))
@@ -151,7 +154,7 @@ def test_a_localiser_predicts_only_the_classes_that_it_finds(image: np.ndarray) 
 
 
 def test_a_higher_threshold_means_more_background(image: np.ndarray) -> None:
-    model = new_model("LOCALISER")
+    model = new_model("localiser")
     shares = [(predict(model, image, Inference(threshold=t), CPU).labels == 0).mean() for t in (0.0, 0.5, 0.9, 1.1)]
     assert shares == sorted(shares)
     assert shares[0] < 0.2
@@ -161,15 +164,15 @@ def test_a_higher_threshold_means_more_background(image: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("SEGMENTER", {"threshold": 0.5}, "threshold has no effect on a segmenter; leave it out."),
-        ("LOCALISER", {"mirror": False}, "mirror has no effect on a localiser; leave it out."),
-        ("SEGMENTER", {"scales": ["one"]}, "inference.scales.0: input should be a valid number"),
-        ("SEGMENTER", {"scales": ["0"]}, "inference.scales.0: input should be greater than 0"),
-        ("SEGMENTER", {"crf": "deeplob"}, "inference.crf: there is no such set of CRF parameters; known: "),
+        ("segmenter", {"threshold": 0.5}, "threshold has no effect on a segmenter; leave it out."),
+        ("localiser", {"mirror": False}, "mirror has no effect on a localiser; leave it out."),
+        ("segmenter", {"scales": ["one"]}, "inference.scales.0: input should be a valid number"),
+        ("segmenter", {"scales": ["0"]}, "inference.scales.0: input should be greater than 0"),
+        ("segmenter", {"crf": "deeplob"}, "inference.crf: there is no such set of CRF parameters; known: "),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_written(
-    tmp_path: Path, kind: Kind, changes: dict[str, Any], message: str
+    tmp_path: Path, kind: str, changes: dict[str, Any], message: str
 ) -> None:
     picture = save(tmp_path / "a.jpg")
     with pytest.raises(WeaksegError) as caught:
@@ -180,7 +183,7 @@ def test_wrong_settings_are_told_before_anything_is_written(
 
 def test_what_the_model_was_evaluated_with_is_the_default(tmp_path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(tmp_path / "a.png")
-    model = new_model("SEGMENTER")
+    model = new_model("segmenter")
     model = Model(**{**vars(model), "inference": {"scales": [0.5], "mirror": True, "crf": "deeplab"}})
     sentence, count, failures = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={}, device=CPU)
     expected = predict(model, image, Inference(scales=(0.5,), mirror=True, crf="deeplab"), CPU)

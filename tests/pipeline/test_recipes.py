@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from tiny import write_tiny_voc
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
+from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
 from weakseg.pipeline.run import run
-from weakseg.pipeline.stage import Learning
+from weakseg.pipeline.stage import Reads, Stage
+from weakseg.settings import Settings
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
@@ -58,19 +61,28 @@ def test_set_reaches_into_what_was_null() -> None:
         ),
         ("cam.model.bakbone.name=small", 'cam.model.bakbone: unknown setting. Did you mean "backbone"?'),
         ("cam.method=camm", 'There is no localiser "camm". There are: cam'),
-        ("masks.maps=nowhere", 'masks.maps: reads the stage "nowhere", which does not come before it.'),
-        ("masks.maps=scores", 'masks.maps: reads the stage "scores", which does not come before it.'),
+        (
+            "masks.maps=nowhere",
+            'masks.maps: there is no stage "nowhere". There are: cam, maps, masks, segment, scores.',
+        ),
+        ("masks.maps=scores", 'masks.maps: the stage "scores" is of kind evaluate, expected maps or walk.'),
         ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
-        ("segment.init_from=maps", 'segment.init_from: the stage "maps" is of kind maps, expected localise.'),
-        ("scores.curves={CAM: maps}", 'scores.curves.CAM: the stage "maps" is of kind maps, expected masks.'),
+        (
+            "segment.init_from=maps",
+            'segment.init_from: the stage "maps" is of kind maps, expected localise or paste or refine or segment.',
+        ),
+        (
+            "scores.curves={CAM: maps}",
+            'scores.curves.CAM: the stage "maps" is of kind maps, expected masks or predict.',
+        ),
         ("scores.segmenters.DeepLab=cam", 'scores.segmenters.DeepLab: the stage "cam" is of kind localise, expected'),
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, pool, refine, ',
+            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, paste, pool, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
-        ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
+        ("runtime.device=gpu", 'runtime.device: expected auto, cpu or cuda (found "gpu")'),
         ("cam.augment.scale_range=[2, 1]", "cam.augment"),
     ],
 )
@@ -149,7 +161,7 @@ name: twice
 about: the cam recipe and once more
 stages:
   pool: {kind: pool, masks: masks}
-  again: {like: cam, train: {lr: 0.5}, paste: {pool: pool}}
+  again: {like: cam, kind: paste, pool: pool, train: {lr: 0.5}}
   maps_again: {like: maps, localiser: again}
   segment: {init_from: again}
 """
@@ -166,7 +178,8 @@ def test_a_stage_like_another_differs_in_what_it_names(twice: str) -> None:
     stages = load_recipe(twice).stages
     assert list(stages) == ["cam", "maps", "masks", "pool", "again", "maps_again", "segment", "scores"]
     first, again = stages["cam"], stages["again"]
-    assert again == first.model_copy(update={"train": first.train.model_copy(update={"lr": 0.5}), "paste": again.paste})
+    other = {"kind": "paste", "pool": "pool", "paste": again.paste, "train": first.train.model_copy(update={"lr": 0.5})}
+    assert dict(again) == {**dict(first), **other}
     assert stages["maps_again"] == stages["maps"].reading({"cam": "again"})
 
 
@@ -182,14 +195,15 @@ def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
     [
         ("again.like=nowhere", 'again.like: there is no stage "nowhere" before it.'),
         ("again.like=scores", 'again.like: there is no stage "scores" before it.'),
-        ("again.paste.pool=masks", 'again.paste.pool: the stage "masks" is of kind masks, expected pool.'),
-        ("again.paste.pool=segment", 'again.paste.pool: reads the stage "segment", which does not come before it.'),
-        ("again.paste.polo=pool", 'again.paste.polo: unknown setting. Did you mean "pool"?'),
-        ("again.paste={}", "again.paste.pool: this setting is missing."),
+        ("again.pool=masks", 'again.pool: the stage "masks" is of kind masks, expected pool.'),
+        ("again.pool=pond", 'again.pool: there is no stage "pond". There are: cam, maps, masks, pool, again, '),
+        ("again.polo=pool", 'again.polo: unknown setting. Did you mean "pool"?'),
+        ("again.kind=localise", "again.pool: unknown setting."),
+        ("maps.localiser=again", "the stages read each other in a circle: "),
         ("again.paste.variant=spin", "again.paste.variant: input should be 'rotate', 'scale' or 'rotate_blur'"),
         ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
         ("pool.largest=7", "pool.largest: input should be less than or equal to 1"),
-        ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks.'),
+        ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks or predict.'),
     ],
 )
 def test_a_wrong_second_round_is_explained(twice: str, change: str, message: str) -> None:
@@ -198,16 +212,22 @@ def test_a_wrong_second_round_is_explained(twice: str, change: str, message: str
     assert message in str(caught.value)
 
 
-def test_stages_that_are_named_inside_of_a_group_are_read_and_renamed(twice: str) -> None:
-    again = load_recipe(twice).stages["again"]
-    assert again.inputs() == ["pool"]
-    assert again.reading({"pool": "other"}).inputs() == ["other"]
-    assert again.reading({"pool": "other"}).paste.variant == again.paste.variant
+def test_stages_that_are_named_inside_of_a_group_are_read_and_renamed() -> None:
+    class Group(Settings):
+        source: Annotated[str, Reads("maps")]
+
+    class Grouped(Stage):
+        kind: str = "grouped"
+        group: Group
+
+    stage = Grouped(group=Group(source="maps"))
+    assert [(reference.key, reference.stage) for reference in stage.references()] == [("group.source", "maps")]
+    assert stage.reading({"maps": "other"}).inputs_of() == ["other"]
 
 
 def test_stages_know_what_they_read() -> None:
     stages = load_recipe("cam").stages
-    read = {name: stage.inputs() for name, stage in stages.items()}
+    read = {name: stage.inputs_of() for name, stage in stages.items()}
     assert read == {
         "cam": [],
         "maps": ["cam"],
@@ -215,11 +235,11 @@ def test_stages_know_what_they_read() -> None:
         "segment": ["cam", "masks"],
         "scores": ["masks", "segment"],
     }
-    assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs() == ["cam"]
+    assert load_recipe("cam", ["segment.masks=null"]).stages["segment"].inputs_of() == ["cam"]
     renamed = stages["scores"].reading({"masks": "walked"})
     assert (renamed.curves, renamed.masks) == ({"CAM": "walked"}, {"CAM + CRF": "walked"})
     assert renamed.segmenters == {"DeepLab": "segment"}
-    assert stages["segment"].reading({"masks": "walked"}).inputs() == ["cam", "walked"]
+    assert stages["segment"].reading({"masks": "walked"}).inputs_of() == ["cam", "walked"]
 
 
 def small_and_short(name: str) -> list[str]:

@@ -31,9 +31,10 @@ from torch import nn
 
 from weakseg.methods import base
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.fields import ImageField
 
 
-class Nearest(nn.Module):
+class Nearest(base.Refiner):
     """Learns the mean colour; its background is half of what the maps leave."""
 
     class Settings(base.Settings):
@@ -42,18 +43,19 @@ class Nearest(nn.Module):
     class Options(base.Settings):
         share: float = 0.5
 
-    def __init__(self, settings, num_classes, *, load_weights=True):
-        super().__init__()
+    fields = {"mean": ImageField("whole"), "labels": ImageField("whole")}
+
+    def __init__(self, settings, num_classes=0, *, load_weights=True):
+        super().__init__(settings)
         self.colour = nn.Parameter(torch.zeros(3))
 
     @staticmethod
     def evidence(settings, image, maps):
         return {"mean": image.mean((0, 1)), "labels": maps.labels}
 
-    @staticmethod
-    def training_sample(settings, image, evidence, augmentation, rng):
-        view, _ = augmentation(image, None, rng)
-        return {"image": torch.as_tensor(view), "mean": torch.as_tensor(evidence["mean"], dtype=torch.float32)}
+    @classmethod
+    def prepare(cls, settings, view):
+        return {"image": view["image"], "mean": view["mean"].astype(np.float32)}
 
     def losses(self, batch):
         return {"colour": (batch["mean"] / 255 - self.colour).square().mean()}
@@ -135,7 +137,7 @@ def test_a_refiner_is_one_file_and_one_recipe(recipe: Path, tmp_path: Path) -> N
     assert "walked map: background" not in page
     assert "walked used no background score (the maps have a background of their own)" in page
 
-    assert find_model(out).kind == "LOCALISER", "a refiner alone predicts nothing"
+    assert find_model(out).kind == "localiser", "a refiner alone predicts nothing"
     with pytest.raises(WeaksegError, match="holds the refiner nearest"):
         find_model(out / "nearest" / "model")
 

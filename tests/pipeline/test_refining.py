@@ -16,8 +16,8 @@ def inputs(recipe: Recipe) -> dict[str, set[str]]:
     """What every stage reads; each must come before."""
     found: dict[str, set[str]] = {}
     for name, stage in recipe.stages.items():
-        assert set(stage.inputs()) <= set(found)
-        found[name] = set(stage.inputs())
+        assert set(stage.inputs_of()) <= set(found)
+        found[name] = set(stage.inputs_of())
     return found
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_refined(recipe: str, refiner: str, message: str) -> None
 )
 def test_a_refinement_in_several_rounds_is_refused(change: Callable[[Recipe], Recipe]) -> None:
     with pytest.raises(
-        WeaksegError, match=r'"cda-affinitynet" refines in several rounds \(the maps of cda_maps and maps\)'
+        WeaksegError, match=r'"cda-affinitynet" refines in several rounds \(the maps of maps and round-1/maps\)'
     ):
         change(load_recipe("cda-affinitynet"))
 
@@ -138,17 +138,25 @@ def test_of_two_rounds_without_refinement_the_last_is_given_one(tmp_path: Path) 
     assert without_refinement(twice) == twice
     both = with_refinement(twice, load_recipe("affinitynet"))
     read = inputs(both)
-    assert (read["pool"], read["cda_cam"], read["cda_maps"]) == ({"masks"}, {"pool"}, {"cda_cam"})
-    assert (read["affinity"], read["walk"], read["cda_masks"]) == ({"cda_maps"}, {"affinity", "cda_maps"}, {"walk"})
+    assert (read["round-1/pool"], read["round-1/cam"], read["round-1/maps"]) == (
+        {"masks"},
+        {"round-1/pool"},
+        {"round-1/cam"},
+    )
+    assert (read["affinity"], read["walk"], read["round-1/masks"]) == (
+        {"round-1/maps"},
+        {"affinity", "round-1/maps"},
+        {"walk"},
+    )
     assert both.stages["masks"] == twice.stages["masks"]
-    assert read["segment"] == {"cda_masks"}
+    assert read["segment"] == {"round-1/masks"}
     scores = both.stages["scores"].model_dump()
     assert scores["curves"] == {"CAM": "masks", "CDA CAM": "unrefined_masks"}
     assert scores["masks"] == {
         "CAM + CRF": "masks",
         "CDA CAM + CRF": "unrefined_masks",
         "Walk": "walked",
-        "Walk + CRF": "cda_masks",
+        "Walk + CRF": "round-1/masks",
     }
     assert read_again(both, tmp_path) == both
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tiny import TINY, write_tiny_voc
@@ -21,6 +22,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import locked
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.predict import find_model
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import LOCK_NAME, run
 from weakseg.report.run import write_report
@@ -29,10 +31,10 @@ STAGES = ["cam", "maps", "masks", "segment", "scores"]
 Done = dict[str, str]
 
 
-def carried_out(data: Path, root: Path, *overrides: str, reuse: Sequence[Path] = ()) -> Done:
+def carried_out(data: Path, root: Path, *overrides: str, reuse: Sequence[Path] = (), redo: Sequence[str] = ()) -> Done:
     """Run the recipe toy-cam; what was said of each stage."""
     said: list[str] = []
-    run(load_recipe("toy-cam", [*TINY, *overrides]), open_dataset(data), root, said.append, reuse=reuse)
+    run(load_recipe("toy-cam", [*TINY, *overrides]), open_dataset(data), root, said.append, reuse=reuse, redo=redo)
     return dict(line.split(": ", 1) for line in said)
 
 
@@ -137,9 +139,8 @@ def test_a_finished_model_learns_how_it_is_to_be_used(copied: tuple[Path, Path])
     weights = root / "segment" / "model" / "model.safetensors"
     before = file_stamp(weights)
     carried_out(data, root, "segment.inference={scales: [0.75], crf: deeplab}")
-    assert load_model(root / "segment" / "model").inference == {
-        "scales": [0.75], "mirror": False, "crf": "deeplab", "threshold": 0.3,
-    }  # fmt: skip
+    inference = load_model(root / "segment" / "model").inference
+    assert (inference["scales"], inference["mirror"], inference["crf"]) == ([0.75], False, "deeplab")
     assert json.loads((root / "segment" / "manifest.json").read_text())["settings"]["inference"]["scales"] == [0.75]
     assert file_stamp(weights) == before
 
@@ -237,11 +238,11 @@ def test_the_best_threshold_is_chosen_on_the_score_split(finished: tuple[Path, P
     assert chosen["origin"] == "best on the score split"
 
 
-def test_without_any_mask_the_default_threshold_is_used_and_said(tmp_path: Path) -> None:
+def test_without_any_mask_each_image_has_its_threshold_and_it_is_said(tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "data", masks=False)
     carried_out(data, tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "masks" / "threshold.json").read_text())
-    assert chosen == {"threshold": 0.3, "origin": "default, since no masks are there to choose it"}
+    assert chosen == {"threshold": "adaptive", "origin": "no masks are there to choose one"}
     assert json.loads((tmp_path / "run" / "scores" / "summary.json").read_text()) == []
 
 
@@ -334,7 +335,7 @@ def test_later_stages_may_start_from_a_localisers_backbone(tmp_path: Path) -> No
 def test_a_backbone_of_another_kind_is_no_start(tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "data")
     other = "segment.model.backbone={name: mobilenet_v2, weights: null}"
-    with pytest.raises(WeaksegError, match=r'cannot start from the backbone of the stage "cam".*of another kind'):
+    with pytest.raises(WeaksegError, match=r'cannot start from the weights of the stage "cam".*of another kind'):
         carried_out(data, tmp_path / "run", "segment.init_from=cam", other)
     assert not (tmp_path / "run" / "cam").exists(), "told before the first stage begins"
 
@@ -345,3 +346,79 @@ def test_a_stage_may_learn_from_a_balanced_part_while_masks_are_made_for_all(tmp
     updates = (root / "cam" / "train.jsonl").read_text().splitlines()
     assert len(updates) == 2  # four images, one batch, in each of the two epochs; all eight would make four
     assert len(list((root / "masks" / "masks").iterdir())) == 8
+
+
+def test_stages_are_carried_out_in_the_order_of_what_they_read(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, root = finished
+    recipe = yaml.safe_load(load_recipe("toy-cam", TINY).as_yaml())
+    recipe["stages"] = dict(reversed(recipe["stages"].items()))
+    (tmp_path / "shuffled.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    shuffled = load_recipe(str(tmp_path / "shuffled.yaml"))
+    assert list(shuffled.stages) == STAGES
+    run(shuffled, open_dataset(data), tmp_path / "run", lambda line: None)
+    assert artifacts(tmp_path / "run") == artifacts(root)
+
+
+def test_without_a_segmenter_its_rows_are_left_out(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    done = carried_out(data, root, "segment=null")
+    assert done == {**dict.fromkeys(["cam", "maps", "masks"], "finished before, skipped"), "scores": "running"}
+    rows = json.loads((root / "scores" / "summary.json").read_text())
+    assert [row["title"] for row in rows] == ["CAM", "CAM + CRF"]
+
+
+def test_a_stage_is_done_again_on_demand(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    before, masks = artifacts(root), root / "masks" / "masks"
+    stamps = {path.name: file_stamp(path) for path in masks.iterdir()}
+    write_label_map(masks / "train 0.png", np.zeros((36, 44), np.uint8))
+    (masks / "of no image.png").write_text("left over")
+    done = carried_out(data, root, redo=["masks"])
+    assert [stage for stage, words in done.items() if words == "running"] == ["masks"]
+    assert skipped(done) == ["cam", "maps", "segment", "scores"], "what is made again has the same key"
+    assert artifacts(root) == before
+    assert all(file_stamp(masks / name) != stamp for name, stamp in stamps.items())
+
+
+def test_done_again_is_not_taken_from_another_run(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    data, other = finished
+    done = carried_out(data, tmp_path / "run", reuse=[other], redo=["maps"])
+    assert [stage for stage, words in done.items() if words == "running"] == ["maps"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("segment.model.backbone.weights=nowhere.safetensors", "nowhere.safetensors"),
+        ("segment.train={epochs: 1, batch_size: 0}", "segment.train.batch_size"),
+        ("data.train=trian", "trian"),
+        ("segment.method=nowhere.py", "nowhere.py"),
+    ],
+)
+def test_what_is_refused_changes_nothing_of_a_finished_run(copied: tuple[Path, Path], override: str, said: str) -> None:
+    data, root = copied
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != LOCK_NAME}
+    with pytest.raises(WeaksegError) as caught:
+        carried_out(data, root, override)
+    assert said in str(caught.value)
+    with pytest.raises(WeaksegError, match="nowhere"):
+        carried_out(data, root, redo=["nowhere"])
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != LOCK_NAME}
+    assert after == before
+
+
+def test_a_run_of_an_earlier_version_can_be_read_but_not_continued(copied: tuple[Path, Path]) -> None:
+    data, root = copied
+    for path in root.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["format"]
+        path.write_text(json.dumps(manifest))
+    recipe = yaml.safe_load((root / "recipe.yaml").read_text())
+    recipe["stages"]["segment"]["backbone_from"] = recipe["stages"]["segment"].pop("init_from")
+    (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    before = artifacts(root)
+    with pytest.raises(WeaksegError, match="earlier version"):
+        carried_out(data, root, "masks.crf=null")
+    assert artifacts(root) == before
+    assert "CAM + CRF" in write_report(root).read_text(encoding="utf-8")
+    assert find_model(root).kind == "segmenter"

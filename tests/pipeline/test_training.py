@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,28 @@ from torch.utils.data import Dataset
 from weakseg.data.loading import Batches, Draw, Order
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
+from weakseg.methods.affinitynet import AffinityNet
+from weakseg.methods.base import Batch, Method
 from weakseg.methods.deeplab import DeepLab
+from weakseg.methods.irnet import IRNet
 from weakseg.models.registry import BackboneSettings
-from weakseg.settings import validate
 from weakseg.optimisation import TrainSettings
 from weakseg.runtime import RuntimeSettings, start
+from weakseg.settings import Settings, validate
 from weakseg.training import CHECKPOINT_NAME, LOG_NAME, train_network
 
 
-class Line(nn.Module):
+class Line(Method):
     """y = w · x + b with dropout, so that randomness inside the network is part of what must be repeatable."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Settings())
         torch.manual_seed(1)
         self.linear = nn.Linear(3, 1)
         self.dropout = nn.Dropout(0.5)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         if self.training:
             self.seen += len(batch["image"])
         predicted = self.linear(self.dropout(batch["image"].mean((2, 3))))
@@ -46,6 +51,8 @@ class Line(nn.Module):
 
 class Points(Dataset[dict[str, Tensor]]):
     """Twelve little images; `fails_at` interrupts the training at the given draw."""
+
+    images_per_draw = 1
 
     def __init__(self, fails_at: tuple[int, int] | None = None) -> None:
         self.fails_at, self.drawn = fails_at, []
@@ -97,6 +104,78 @@ def test_a_resumed_training_does_not_begin_anew(tmp_path: Path) -> None:
     assert min(draw.epoch for draw in images.drawn) == 2
 
 
+class Remembering(Line):
+    """Its loss warms up, and looks back at what it predicted in all updates before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warmth, self.predicted, self.memories = 0.0, torch.zeros(()), torch.zeros(0)
+
+    def begin_update(self, update: int, updates: int) -> None:
+        self.warmth = (update + 1) / updates
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        mean = self.linear(batch["image"].mean((2, 3))).mean()
+        self.predicted = mean.detach()
+        return {**super().losses(batch), "memory": self.warmth * (mean - self.memories).square().sum()}
+
+    def end_update(self) -> None:
+        self.memories = torch.cat([self.memories, self.predicted[None]])
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"memories": self.memories}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        self.memories = state["memories"]
+
+
+@pytest.mark.parametrize("fails_at", [(0, 5), (2, 9)])
+def test_what_a_method_remembers_outlives_an_interruption(tmp_path: Path, fails_at: tuple[int, int]) -> None:
+    def remembering(folder: str, fails_at: tuple[int, int] | None = None) -> Remembering:
+        network, images = Remembering(), Points(fails_at)
+        train_network(start(RUNTIME), network, images, SETTINGS, RUNTIME, folder=tmp_path / folder, seed=5)
+        return network
+
+    whole = remembering("whole")
+    assert len(whole.memories) == 12
+    with pytest.raises(KeyboardInterrupt):
+        remembering("cut", fails_at)
+    resumed = remembering("cut")
+    assert torch.equal(resumed.memories, whole.memories)
+    assert torch.equal(resumed.linear.weight, whole.linear.weight)
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+
+
+class Stopping(Points):
+    """The user stops the training while the given draw is made."""
+
+    def __init__(self, stopped_at: tuple[int, int]) -> None:
+        super().__init__()
+        self.stopped_at = stopped_at
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        if (draw.epoch, draw.place) == self.stopped_at:
+            signal.raise_signal(signal.SIGINT)
+        return super().__getitem__(draw)
+
+
+@pytest.mark.parametrize("stopped_at", [(0, 0), (1, 6), (3, 11)], ids=["first update", "another", "last update"])
+def test_ctrl_c_finishes_the_update_and_keeps_it(tmp_path: Path, stopped_at: tuple[int, int]) -> None:
+    seldom = RuntimeSettings(device="cpu", checkpoint_minutes=60)
+    network, handler = Line(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train_network(start(seldom), network, Stopping(stopped_at), SETTINGS, seldom, folder=tmp_path / "cut", seed=5)
+    assert signal.getsignal(signal.SIGINT) is handler
+    updates = 3 * stopped_at[0] + stopped_at[1] // 4 + 1
+    assert len(log_of(tmp_path / "cut")) == updates
+    images = Points()
+    network = Line()
+    train_network(start(seldom), network, images, SETTINGS, seldom, folder=tmp_path / "cut", seed=5)
+    assert len(images.drawn) == 48 - 4 * updates, "nothing is done twice"
+    assert torch.equal(network.linear.weight, trained(tmp_path / "whole").linear.weight)
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "whole")
+
+
 def test_accumulation_changes_the_weights_by_rounding_only(tmp_path: Path) -> None:
     def without_dropout(folder: str, settings: TrainSettings) -> Line:
         network = Line()
@@ -110,34 +189,53 @@ def test_accumulation_changes_the_weights_by_rounding_only(tmp_path: Path) -> No
 
 
 class Labelled(Points):
-    """Noise with labels of which ever more are void, in the last image all."""
+    """Noise with a label for each cell of so many pixels; ever more are void, in the last image all."""
+
+    def __init__(self, side: int = 32, stride: int = 1) -> None:
+        super().__init__()
+        self.side, self.cells = side, side // stride
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(draw.image)
-        labels = torch.randint(0, 3, (32, 32), generator=generator).to(torch.uint8)
+        labels = torch.randint(0, 3, (self.cells, self.cells), generator=generator).to(torch.uint8)
         labels[torch.rand(labels.shape, generator=generator) < draw.image / 11] = VOID
-        return {"image": torch.randn(3, 32, 32, generator=generator), "labels": labels}
+        return {"image": torch.randn(3, self.side, self.side, generator=generator), "labels": labels}
 
 
-@pytest.mark.parametrize("multi_scale", [False, True])
+RESNET = BackboneSettings(name="resnet18", output_stride=16, weights=None)
+SMALL = BackboneSettings(name="small", output_stride=8, weights=None)
+
+
+@pytest.mark.parametrize(
+    ("build", "images"),
+    [
+        (lambda: DeepLab(DeepLab.Settings(backbone=RESNET, rates=(1, 2)), 2), Labelled()),
+        (lambda: DeepLab(DeepLab.Settings(backbone=RESNET, multi_scale=True, rates=(1, 2)), 2), Labelled()),
+        (lambda: AffinityNet(AffinityNet.Settings(backbone=SMALL), 2), Labelled(96, 8)),
+        (lambda: IRNet(IRNet.Settings(backbone=SMALL, radius=3), 2), Labelled(48, 4)),
+    ],
+    ids=["pixels", "pixels at several scales", "AffinityNet's pairs", "IRNet's pairs"],
+)
 def test_micro_batches_of_unequally_many_labels_teach_what_the_whole_batch_does(
-    tmp_path: Path, multi_scale: bool
+    tmp_path: Path, build: Callable[[], Method], images: Labelled
 ) -> None:
-    backbone = BackboneSettings(name="resnet18", output_stride=16, weights=None)
-
     def weights(accumulate: int) -> dict[str, Tensor]:
         torch.manual_seed(3)
-        network = DeepLab(DeepLab.Settings(backbone=backbone, multi_scale=multi_scale, rates=(1, 2)), 2)
+        network = build()
         settings = TrainSettings(steps=2, batch_size=4, lr=1e-4, accumulate=accumulate)
         folder = tmp_path / str(accumulate)
-        train_network(start(RUNTIME), network, Labelled(), settings, RUNTIME, folder=folder, seed=5)
+        train_network(start(RUNTIME), network, images, settings, RUNTIME, folder=folder, seed=5)
         return network.state_dict()
 
-    whole, losses = weights(1), [line["loss"] for line in log_of(tmp_path / "1")]
+    def terms(accumulate: int) -> list[float]:
+        return [value for line in log_of(tmp_path / str(accumulate)) for value in line.values()]
+
+    whole = weights(1)
+    assert len(set(terms(1))) > 5, "the losses are not all the same"
     for accumulate in (2, 4):
         for name, value in weights(accumulate).items():
             torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=name)
-        assert [line["loss"] for line in log_of(tmp_path / str(accumulate))] == pytest.approx(losses, rel=1e-5)
+        assert terms(accumulate) == pytest.approx(terms(1), rel=1e-5)
 
 
 def test_learning_rates_follow_the_poly_schedule(tmp_path: Path) -> None:
@@ -161,7 +259,7 @@ def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path) -> None:
 class Steep(Line):
     """Loss and gradient are finite; a large step along it is not."""
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         return {"slope": 1e10 * self.linear.weight.sum()}
 
 
@@ -170,7 +268,7 @@ def test_a_gradient_that_explodes_changes_nothing_and_says_what_to_do(tmp_path: 
     class Cliff(Line):
         """The loss is finite, its gradient is not."""
 
-        def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
             return {"root": (0 * self.linear.weight).sum().sqrt()}
 
     settings = TrainSettings(steps=5, batch_size=4, lr=0.1, clip_norm=clip_norm)

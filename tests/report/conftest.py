@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from weakseg.data.images import write_label_map
 from weakseg.data.voc import read_voc
 from weakseg.files import write_json, write_text
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.context import write_log
 from weakseg.pipeline.measures import measure_curve, measure_masks
 from weakseg.pipeline.recipe import Recipe, load_recipe
 from weakseg.pipeline.run import DATA_NAME, MANIFEST_NAME, RECIPE_NAME, versions
-from weakseg.pipeline.stage import write_log
 from weakseg.pipeline.stages.evaluate import Evaluate, prediction_path
 from weakseg.pipeline.stages.maps import map_path
 from weakseg.pipeline.stages.masks import mask_path
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CLASSES = ("<b>cat</b> & dog", "\"quoted\" 'fox'", "鸟 😀", "cow")
 COLOURS = np.array([(90, 150, 80), (200, 60, 50), (60, 90, 200), (230, 200, 60), (120, 60, 110)], np.uint8)
@@ -110,7 +114,7 @@ def write_run(root: Path, dataset: Dataset, stages: Sequence[str] = STAGES, reci
                 "stage": name,
                 "key": name,
                 "settings": stage.model_dump(mode="json"),
-                "inputs": stage.inputs(),
+                "inputs": stage.inputs_of(),
                 "seconds": 12.5,
                 "resumed": name == "segment",
                 "processes": 1,
@@ -194,3 +198,18 @@ def make_run(tmp_path: Path) -> RunMaker:
         return write_run(tmp_path / "run", write_data(tmp_path / "data", masks=masks), stages, **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser: install Debian's chromium to check the report in it")
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=chromium, args=[*switches, "--disable-component-update", "--disable-sync"]
+        )
+        yield started
+        started.close()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,8 +20,8 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import VOID, Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.context import write_log
 from weakseg.pipeline.recipe import load_recipe
-from weakseg.pipeline.stage import write_log
 from weakseg.report import pictures
 from weakseg.report.markup import VOID_ELEMENTS, element, plot
 from weakseg.report.plots import confusion_matrix
@@ -412,21 +411,6 @@ def test_a_data_uri_holds_the_picture(tmp_path: Path) -> None:
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no browser: install Debian's chromium to check the report in it")
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(
-            executable_path=chromium, args=[*switches, "--disable-component-update", "--disable-sync"]
-        )
-        yield started
-        started.close()
-
-
 @pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 900)])
 def test_the_page_works_in_a_browser(browser: Browser, report: Path, width: int, height: int) -> None:
     tab = browser.new_page(viewport={"width": width, "height": height})
@@ -439,6 +423,9 @@ def test_the_page_works_in_a_browser(browser: Browser, report: Path, width: int,
     assert troubles == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.locator("h2").all_inner_texts() == SECTIONS
+    score = tab.locator("#scores ~ .scroll td").nth(1).bounding_box()  # after the split
+    assert score is not None
+    assert score["x"] + score["width"] <= width, "the mean IoU is seen without scrolling"
     sizes = tab.eval_on_selector_all("img", "images => images.map(i => i.complete ? i.naturalWidth : 0)")
     assert len(sizes) == 9 * 5 + 9 * 3 + 5
     assert min(sizes) > 0

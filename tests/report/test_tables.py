@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
-from weakseg.pipeline.stage import write_log
+from weakseg.pipeline.context import write_log
 from weakseg.report.folder import read_lines
 from weakseg.report.scores import score_cells, scores_table
 from weakseg.report.tables import percent, text_table

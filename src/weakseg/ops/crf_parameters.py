@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class CRFParameters:
         for name in ("gaussian_weight", "bilateral_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise WeaksegError(f"The dense CRF's {name} is {getattr(self, name)}; it has to be a finite number.")
+
+    def within(self, reach: float) -> CRFParameters:
+        """The same with a bilateral kernel whose standard deviation of positions is `reach` pixels at most."""
+        sxy = tuple(min(value, reach) for value in np.atleast_1d(self.bilateral_sxy).tolist())
+        return replace(self, bilateral_sxy=sxy if len(sxy) > 1 else sxy[0])
 
 
 # The papers' settings.

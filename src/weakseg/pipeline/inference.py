@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,35 @@ from torch import Tensor
 
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
+from weakseg.labels import BACKGROUND
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
-from weakseg.ops.activation import Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import known_parameters
+from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
+from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
+from weakseg.ops.otsu import histogram, otsu
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.settings import Settings
 from weakseg.threads import pipelined
 
 T = TypeVar("T")
 LabelArray = npt.NDArray[np.uint8]
+
+Threshold = Annotated[float, Field(ge=0)]
+CRFReach = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="how far the CRF's colours reach (standard deviation), as a part of the size of the objects that "
+        "the scores show, so that it does not take away what is small; null: as far as its parameters say",
+    ),
+]
+
+UNDIVIDED = 0.5
+"""The threshold of an image whose maps have one value only."""
+SMALLEST_REACH = 2.0
+"""Pixels."""
 
 PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
@@ -42,7 +59,10 @@ class Inference(Settings):
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
     crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
-    threshold: float = Field(default=0.3, ge=0, description="the background's score, for localisers")
+    crf_reach: CRFReach = None
+    threshold: Threshold | Literal["adaptive"] = Field(
+        default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
+    )
 
     @field_validator("crf")
     @classmethod
@@ -68,7 +88,7 @@ def predict(model: Model, image: Image, inference: Inference, device: torch.devi
     """
     require_images_only(model)
     ((scores, labels),) = _scores(model, [image], Views.of([image], inference.scales, device), inference, device)
-    return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
+    return decide(image, scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
 
 
 def require_images_only(model: Model) -> None:
@@ -112,7 +132,9 @@ def predict_batches(
     def finish(result: tuple[T, Item, Tensor, LabelArray]) -> None:
         key, item, scores, labels = result
         # The thread waits for the device here, not the one that keeps it busy.
-        write(key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device))
+        write(
+            key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
+        )
 
     return pipelined(prepare, compute, finish, batches)
 
@@ -133,7 +155,8 @@ def _scores(
     maps = multi_scale_maps(network.activation_maps, views, labels, device)
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
-        scores = torch.from_numpy(against_background(kept.upsampled(), inference.threshold))
+        threshold = adaptive_threshold(kept) if inference.threshold == "adaptive" else inference.threshold
+        scores = torch.from_numpy(against_background(kept.upsampled(), threshold))
         yield scores, np.array([0, *present], np.uint8)
 
 
@@ -143,12 +166,34 @@ def decide(
     labels: npt.NDArray[np.uint8],
     crf: str | None,
     device: torch.device,
+    reach: float | None = None,
 ) -> Prediction:
     """The best of `scores` (R, H, W) at every pixel; with CRF, which runs on `device`, they are taken as probabilities
-    (unary -ln p)."""
+    (unary -ln p). Its colours reach `reach` times as far as the objects are large, at most."""
     if crf is not None and len(labels) > 1:
-        scores = dense_crf(image, unary_from_probabilities(scores), crf, device)
+        parameters = PARAMETERS[crf]
+        if reach is not None:
+            parameters = parameters.within(max(SMALLEST_REACH, reach * object_size(labels[scores.argmax(0)])))
+        scores = dense_crf(image, unary_from_probabilities(scores), parameters, device)
     return Prediction(labels[scores.argmax(0)], scores, labels)
+
+
+def object_size(labels: LabelArray) -> float:
+    """The side of a square as large as the objects in a label map (H, W), pixels: the component that a pixel of the
+    foreground lies in, on average. 0 where there is none."""
+    from scipy.ndimage import label
+
+    components, count = label(labels != BACKGROUND)
+    areas = np.bincount(components.ravel(), minlength=count + 1)[1:].astype(np.float64)
+    return float(np.sqrt((areas**2).sum() / areas.sum())) if count else 0.0
+
+
+def adaptive_threshold(maps: ActivationMaps) -> float:
+    """The background's score for one image, without any mask: where the values of the best class, cell by cell, fall
+    into two parts (`ops.otsu`)."""
+    best = maps.maps[maps.has_background :].max(0, initial=0)
+    parts = otsu(histogram(best))
+    return UNDIVIDED if parts is None else parts.threshold
 
 
 def against_background(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:

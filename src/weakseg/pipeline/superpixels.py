@@ -14,7 +14,7 @@ from pydantic import Field
 from weakseg.data.images import read_image, write_superpixels
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Batch, Image
+from weakseg.methods.base import Image
 from weakseg.models.backbone import Backbone
 from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -91,11 +91,9 @@ def dense_features(
     canvas = aligned_side(height, stride, settings.canvas), aligned_side(width, stride, settings.canvas)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
-
-    def features(batch: Batch) -> torch.Tensor:
-        return backbone(batch["image"])[settings.stage - 1]
-
-    outputs = network_outputs(features, torch.from_numpy(padded), device, mirror=False)
+    outputs = network_outputs(
+        lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
+    )
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from weakseg.files import write_json, write_text
 from weakseg.labels import Classes
 from weakseg.pipeline.measures import MaskScores, measure_masks
 from weakseg.report.plots import confusion_matrix, iou_bars
-from weakseg.report.tables import percent, text_table
+from weakseg.report.tables import csv_text, percent, text_table
 
 
 def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str:
@@ -86,12 +84,9 @@ def _find_masks(folder: Path, samples: Sequence[Sample], split: str) -> dict[str
 
 def _image_table(image_iou: Mapping[str, float | None]) -> str:
     """CSV: the images and their IoU in percent, the worst first; empty where all ground truth is void."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "iou_percent"])
     by_iou = sorted(image_iou.items(), key=lambda item: (item[1] is None, item[1], item[0]))
-    table.writerows([name, "" if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
-    return text.getvalue()
+    rows = ([name, None if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
+    return csv_text(["image", "iou_percent"], rows)
 
 
 def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:

@@ -162,15 +162,21 @@ def _loss_plots(run: RunFolder) -> Iterator[Markup]:
             yield plot(loss_curves(records), f"{name} ({stage['method']}): {records[-1]['step']} updates{so_far}")
 
 
+def _background(threshold: float | str | None) -> str:
+    """The background's score in words: a number, a way to find one for each image, or none."""
+    if threshold is None:
+        return "no background score"
+    return f"{threshold} background scores" if isinstance(threshold, str) else f"the background score {threshold:.2f}"
+
+
 def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
     titles = run.titles("curves")
     used, curves = [], {}
     for name in run.of_kind("masks"):
+        if not (run.root / name / "threshold.json").is_file():  # a method's own rule
+            continue
         choice = read_json(run.root / name / "threshold.json")
-        score = (
-            "no background score" if choice["threshold"] is None else f"the background score {choice['threshold']:.2f}"
-        )
-        used.append(f"{name} used {score} ({choice['origin']})")
+        used.append(f"{name} used {_background(choice['threshold'])} ({choice['origin']})")
         if (run.root / name / "curve.json").is_file():
             curves[titles.get(name, name)] = read_json(run.root / name / "curve.json")
     if curves:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg.report.folder import RunFolder
-from weakseg.report.tables import ABSENT, percent, text_table
+from weakseg.report.tables import ABSENT, Cells, percent, text_table
 
 
 def scores_table(run: Path) -> str:
@@ -19,7 +19,7 @@ def scores_table(run: Path) -> str:
     return "\n".join(filter(None, [text_table(*score_cells(rows)), folder.status()]))
 
 
-def score_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def score_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
     """The header and the cells of the table of scores, in percent.
 
     Means over all classes (absent ones count 0) and over the classes that occur are both there if they differ. How much

@@ -1,8 +1,11 @@
-"""Tables of numbers in plain text, and how numbers are written in them."""
+"""Tables of numbers in plain text and CSV, and how numbers are written in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +13,11 @@ import numpy.typing as npt
 from weakseg.data.cooccurrence import share_with_other
 
 ABSENT = "–"
+Cells = tuple[list[str], list[list[str]]]
+"""The header of a table, and its rows."""
 
 
-def companion_cells(
-    names: Sequence[str], with_both: npt.NDArray[np.int64], most: int = 3
-) -> tuple[list[str], list[list[str]]]:
+def companion_cells(names: Sequence[str], with_both: npt.NDArray[np.int64], most: int = 3) -> Cells:
     """The header and the cells of a table of classes: the `most` other classes that are most often in images with
     them, in percent of these, and how many images there are. `with_both` is that of `data.cooccurrence`."""
     cells = []
@@ -43,3 +46,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int 
         return "  ".join(cell + gap if place < texts else gap + cell for place, (cell, gap) in enumerate(cells))
 
     return "\n".join([aligned(header), "  ".join("─" * width for width in widths), *map(aligned, rows)])
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV; None is an empty cell."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    return text.getvalue()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,18 @@ from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import MaskRule, find_method, version_of
+from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.inference import LabelArray, against_background, decide, known_crf
+from weakseg.pipeline.inference import (
+    CRFReach,
+    LabelArray,
+    Threshold,
+    adaptive_threshold,
+    against_background,
+    decide,
+    known_crf,
+)
 from weakseg.pipeline.learning import ReadArrays
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
@@ -34,9 +42,9 @@ if TYPE_CHECKING:
     from weakseg.report.folder import RunFolder
     from weakseg.report.markup import Markup
 
-DEFAULT_THRESHOLD = 0.3
 RULES = ("auto", "threshold", "own background")
 
+T = TypeVar("T")
 Decide = Callable[[Sample], LabelArray]
 
 
@@ -44,6 +52,7 @@ class Masks(Stage):
     """A rule decides the label of every pixel; `options` and `inputs` are for rules that methods bring."""
 
     leaves: ClassVar[str] = "masks"
+    version: ClassVar[int] = 2
     kind: Literal["masks"] = "masks"
     maps: Annotated[str, Reads("maps")] = Field(description="the stage that made the maps")
     rule: str = Field(
@@ -51,12 +60,13 @@ class Masks(Stage):
         description="threshold: the best class where it is above a threshold; own background: the background that maps "
         "have themselves; auto: the latter where they have one; or the name of a method that brings a rule",
     )
-    threshold: float | Literal["auto"] = Field(
+    threshold: Threshold | Literal["auto", "adaptive"] = Field(
         default="auto",
-        description="score of the background on maps from 0 to 1; auto: the best on the score split, or "
-        f"{DEFAULT_THRESHOLD} where there are no masks",
+        description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
+        "auto: the best one on the score split, or adaptive where there are no masks",
     )
     crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    crf_reach: CRFReach = None
     options: dict[str, Any] = Field(default_factory=dict, description="the settings of a method's rule")
     inputs: Annotated[dict[str, str], Reads()] = Field(
         default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
@@ -79,11 +89,12 @@ class Masks(Stage):
                     f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
                 )
         options = validate(rule.Settings, self.options, f"{where}.options")
-        return self.model_copy(update={"options": options.model_dump(mode="json")})
+        return self.model_copy(update={"rule": absolute(self.rule), "options": options.model_dump(mode="json")})
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
         if self.rule not in RULES:
+            settings["rule"] = Path(self.rule).name
             settings["options"] = changed(find_method(MaskRule, self.rule).Settings, self.options)
         return settings
 
@@ -110,16 +121,17 @@ class Masks(Stage):
 
     def _by_scores(self, context: Context, folder: Path) -> Decide:
         """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
-        source = context.folder(self.maps)
+        source, device = context.folder(self.maps), context.fabric.device
         threshold = self._threshold(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
             maps = read_maps(source, sample)
             scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
             if threshold is not None:
+                background = adaptive_threshold(maps) if threshold == "adaptive" else threshold
                 scores, labels = scores[maps.has_background :], labels[maps.has_background :]
-                scores, labels = against_background(scores, threshold), np.array([0, *labels], np.uint8)
-            return decide(read_image(sample.image), scores, labels, self.crf, context.fabric.device).labels
+                scores, labels = against_background(scores, background), np.array([0, *labels], np.uint8)
+            return decide(read_image(sample.image), scores, labels, self.crf, device, self.crf_reach).labels
 
         return decide_mask
 
@@ -147,7 +159,7 @@ class Masks(Stage):
             if field.folder is not None and name not in self.inputs
         ]
 
-    def _threshold(self, context: Context, source: Path, folder: Path) -> float | None:
+    def _threshold(self, context: Context, source: Path, folder: Path) -> float | Literal["adaptive"] | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
         first = read_maps(source, context.train[0])
         if first.signed:
@@ -164,14 +176,15 @@ class Masks(Stage):
             if parallel.rank() == 0:
                 write_json(folder / "curve.json", curve.to_dict())
             parallel.barrier()
-        if self.threshold != "auto":
+        if not isinstance(self.threshold, str):
             return self._decided(context, folder, self.threshold, "given")
-        if (folder / "curve.json").exists():
+        if self.threshold == "auto" and (folder / "curve.json").exists():
             best = read_json(folder / "curve.json")["best_threshold"]
             return self._decided(context, folder, best, "best on the score split")
-        return self._decided(context, folder, DEFAULT_THRESHOLD, "default, since no masks are there to choose it")
+        origin = "given" if self.threshold == "adaptive" else "no masks are there to choose one"
+        return self._decided(context, folder, "adaptive", origin)
 
-    def _decided(self, context: Context, folder: Path, threshold: float | None, origin: str) -> float | None:
+    def _decided(self, context: Context, folder: Path, threshold: T, origin: str) -> T:
         context.log("threshold", threshold=threshold, origin=origin)
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
