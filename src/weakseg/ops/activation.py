@@ -217,6 +217,12 @@ class ActivationMaps:
         """Whether the first map is the background's score."""
         return len(self.labels) > 0 and int(self.labels[0]) == 0
 
+    def unsigned(self) -> ActivationMaps:
+        """The positive part of signed maps, each over its maximum; maps in [0, 1] as they are."""
+        if not self.signed:
+            return self
+        return replace(self, maps=divide_by_maximum(self.maps.clip(min=0)), signed=False)
+
     def save(self, path: Path) -> None:
         """Write an `.npz` file atomically; maps in [0, 1] are rounded to float16. Raises ValueError for maps that
         `load` would refuse."""

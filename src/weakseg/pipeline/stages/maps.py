@@ -161,7 +161,7 @@ def map_figures(run: RunFolder, name: str, shown: Shown, what: str) -> Iterator[
     if len(run.of_kind(run.stages[name]["kind"])) > 1:
         curves = {run.stages[masks]["maps"]: title for masks, title in run.titles("curves").items()}
         what += f" ({curves.get(name, name)})"
-    yield from shown.heat_maps(read_maps(run.root / name, shown.sample), what)
+    yield from shown.heat_maps(read_maps(run.root / name, shown.sample).unsigned(), what)
 
 
 STAGE = Maps
