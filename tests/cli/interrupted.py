@@ -1,5 +1,5 @@
-"""The real command line, with Ctrl-C for it and its worker processes when the n-th file whose path holds a given text is
-opened by one of them.
+"""The real command line, with Ctrl-C for it and its worker processes when one of them opens the n-th file whose path
+holds a given text.
 
 Usage: python interrupted.py TEXT N ARGUMENTS… (the arguments of `weakseg`), as the leader of a process group
 """
