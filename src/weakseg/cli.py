@@ -6,12 +6,15 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.version import __version__
+
+if TYPE_CHECKING:
+    from weakseg.report.comparison.reading import Comparison
 
 app = typer.Typer(
     name="weakseg",
@@ -148,7 +151,9 @@ def compare(
     recipe: Annotated[
         list[str], typer.Argument(help="Shipped recipes and paths of YAML files; the first is compared to.")
     ],
-    data: DataFolder,
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Folder of a data set; several times for a table over several.")
+    ],
     out: OutFolder,
     seeds: Annotated[str, typer.Option(help="Every recipe is carried out with each of these seeds.")] = "0,1,2",
     refine: Annotated[
@@ -170,14 +175,57 @@ def compare(
 
     The table (compare.html, .md, .tex, .csv, .json) has means, standard deviations, differences to the first recipe
     seed by seed, times and image passes of training. Each run has its own folder RECIPE/seed-N with its own report;
-    stages that runs have in common are done once. The same command continues an interrupted comparison.
+    stages that runs have in common are done once. The same command continues an interrupted comparison. With several
+    data sets, each has a comparison of its own in DATA/, and the table over all says where a recipe does worst.
 
     \b
     Examples:
       weakseg compare cam supervised --data photos --out runs/compare
       weakseg compare cam --refine none,affinitynet --data VOC2012 --out runs/walk --set affinity.train.epochs=2
+      weakseg compare cam seam --data photos --data tiles --out runs/both
       weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
     """
+    from weakseg.parallel import rank
+    from weakseg.report.comparison.across import across_text, write_across
+
+    folders = _folders(data, out)
+    finished: dict[str, Comparison] = {}
+    failed: dict[Path, str] = {}
+    for folder, source in folders.items():
+        if len(folders) > 1:
+            print(f"{source}:")
+        found, mishaps = _compare(recipe, source, folder, seeds, refine, set_, weights, format)
+        finished[folder.name] = found
+        failed |= mishaps
+    if len(folders) > 1 and rank() == 0:
+        print(across_text(write_across(out, finished), list(finished)))
+        print(f"Comparison: {out / 'compare.html'}")
+    if failed:
+        lines = (f"  {folder}: {message}" for folder, message in failed.items())
+        raise WeaksegError("\n".join([f"{len(failed)} runs failed.", *lines]))
+
+
+def _folders(data: list[Path], out: Path) -> dict[Path, Path]:
+    """The folder of the comparison on each data set."""
+    if len(data) == 1:
+        return {out: data[0]}
+    folders = {out / path.resolve().name: path for path in data}
+    if len(folders) < len(data):
+        raise WeaksegError("Two data sets have the same name, which is that of their folder here; rename one.")
+    return folders
+
+
+def _compare(
+    recipe: list[str],
+    data: Path,
+    out: Path,
+    seeds: str,
+    refine: str | None,
+    changes: list[str],
+    weights: Path | None,
+    format: str | None,
+) -> tuple[Comparison, dict[Path, str]]:
+    """Carry out a comparison on one data set; why runs have failed comes with it."""
     from dataclasses import replace
 
     from weakseg.data.opening import open_dataset
@@ -185,10 +233,11 @@ def compare(
     from weakseg.pipeline.compare import Cell, carry_out, plan
     from weakseg.pipeline.recipe import with_weights
     from weakseg.report.comparison.files import write_comparison
+    from weakseg.report.comparison.reading import Comparison
     from weakseg.report.comparison.tables import summary_text
     from weakseg.report.run import write_report
 
-    cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)
+    cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), changes)
     if weights is not None:
         cells = [replace(cell, recipe=with_weights(cell.recipe, str(weights))) for cell in cells]
 
@@ -198,12 +247,12 @@ def compare(
             write_comparison(out, cells, {})
 
     failed = carry_out(cells, open_dataset(data, format), out, after=after)
-    if rank() == 0:
-        print(summary_text(write_comparison(out, cells, failed)))
-        print(f"Comparison: {out / 'compare.html'}")
-    if failed:
-        lines = (f"  {folder}: {message}" for folder, message in failed.items())
-        raise WeaksegError("\n".join([f"{len(failed)} of {len(cells)} runs failed.", *lines]))
+    if rank() != 0:
+        return Comparison.read(cells, failed), failed
+    found = write_comparison(out, cells, failed)
+    print(summary_text(found))
+    print(f"Comparison: {out / 'compare.html'}")
+    return found, failed
 
 
 def _seeds(text: str) -> list[int]:
@@ -423,6 +472,8 @@ def check(
 
     with Steps("images") as steps:
         found = check_dataset(data, format, lambda done, total: steps.show("checking", done, total))
+    for line in found.contents:
+        print(line)
     for note in found.notes:
         print(f"note: {note}")
     for problem in found.problems:

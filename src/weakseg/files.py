@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from weakseg.errors import WeaksegError
 
 TEMPORARY_SUFFIX = ".writing"
-MAX_JSON_BYTES = 2 * 1024**3
+MAX_TEXT_BYTES = 2 * 1024**3
 MAX_ARRAY_BYTES = 4 * 1024**3
 
 
@@ -86,8 +87,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file atomically."""
-    write_bytes(path, text.encode())
+    """Write a whole UTF-8 text file atomically. Bytes of a file name that are not UTF-8 are written as `\\udcXX`, which
+    JSON reads as what they were."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -95,26 +97,70 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises `WeaksegError` naming file, line and column where it is not JSON."""
+def read_text(path: Path, fallback: str | None = None) -> tuple[str, bool]:
+    """The text of a small file, and whether it had to be decoded with `fallback`.
+
+    It is UTF-8, or UTF-16 with a byte-order mark, as programs on Windows write them. Raises `WeaksegError` where it is
+    neither and `fallback` (the name of an encoding) does not fit.
+    """
+    data = _read_bytes(path)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    else:
+        encodings = ["utf-8-sig", *([fallback] if fallback else [])]
+    for encoding in encodings:
+        with suppress(UnicodeError):
+            return data.decode(encoding), encoding == fallback
+    place = _first_undecodable(data, encodings[0])
+    raise WeaksegError(f"{path} is not UTF-8 text (byte {place}). Save it again as UTF-8.")
+
+
+def _first_undecodable(data: bytes, encoding: str) -> int:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise WeaksegError(f"{path} is larger than {MAX_JSON_BYTES >> 30} GiB; this is no file of ours.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise WeaksegError(f"{path} is larger than {MAX_TEXT_BYTES >> 30} GiB; this is no file of ours.")
+        return path.read_bytes()
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
     except OSError as error:
         raise WeaksegError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `WeaksegError` naming file, line and column where it is not JSON.
+
+    A key that stands twice in an object with different values is refused, since one of them would be lost.
+    """
+    text, _ = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=_without_contradiction)
+    except WeaksegError as error:
+        raise WeaksegError(f"{path}: {error}") from None
     except RecursionError:
         raise WeaksegError(f"{path} is nested too deeply to be a file of ours.") from None
     except json.JSONDecodeError as error:
         raise WeaksegError(
             f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
         ) from None
-    except ValueError as error:
-        raise WeaksegError(f"{path} cannot be read as JSON: {error}.") from None
+    except ValueError:
+        raise WeaksegError(f"{path} holds a number of too many digits to be read.") from None
+
+
+def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        for key, value in pairs:
+            if content[key] != value:
+                raise WeaksegError(f'the key "{key}" stands twice in one object. Merge its two values into one.')
+    return content
 
 
 def drop_partial_line(path: Path) -> None:

@@ -8,6 +8,7 @@ other numbers are translated when they are read.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from weakseg.errors import WeaksegError
 BACKGROUND = 0
 VOID = 255
 MAX_CLASSES = VOID - 1
+RESERVED = ("background", "void")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Classes:
         for name in self.names:
             if not name.strip():
                 raise WeaksegError("A class name is empty.")
-            if name in ("background", "void"):
+            if folded(name) in RESERVED:
                 raise WeaksegError(
                     f'"{name}" is reserved: background (0) and void (255) are always there. List the other classes.'
                 )
@@ -59,6 +61,19 @@ class Classes:
         if label == BACKGROUND:
             return "background"
         return "void" if label == VOID else self.names[label - 1]
+
+
+def folded(name: str) -> str:
+    """A class name without what people do not see or mean: case, spaces, hyphens, underscores, invisible characters."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(
+        c for c in plain if not c.isspace() and c not in "-_" and unicodedata.category(c) not in ("Cf", "Cc")
+    )
+
+
+def visible(name: str) -> str:
+    """A name with its invisible characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 @dataclass(frozen=True)

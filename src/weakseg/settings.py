@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,8 +31,7 @@ def validate(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(cls, dict(item), where) for item in error.errors(include_url=False)]
-        raise WeaksegError("\n".join(lines)) from None
+        raise WeaksegError("\n".join(_explain(cls, fault, where) for fault in faults(error, values))) from None
 
 
 def changed(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,18 +39,106 @@ def changed(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
     return cls.model_validate(dict(values)).model_dump(mode="json", exclude_defaults=True)
 
 
-def _explain(cls: type[Settings], error: dict[str, Any], where: str) -> str:
-    *parents, key = error["loc"] or ("",)
-    name = ".".join(str(part) for part in (where, *parents, key) if part != "")
-    if error["type"] == "extra_forbidden":
+def _explain(cls: type[Settings], fault: Fault, where: str) -> str:
+    *parents, key = fault.place or ("",)
+    name = ".".join(str(part) for part in (where, *fault.place) if part != "")
+    if fault.kind == "extra_forbidden":
         known = _keys_at(cls, parents)
         near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
         hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(known) or 'none'}."
         return f"{name}: unknown setting. {hint}"
-    if error["type"] == "missing":
+    if fault.kind == "missing":
         return f"{name}: this setting is missing."
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]} (found {error['input']!r})."
+    return f"{name}: {fault.text}."
+
+
+# Faults in plain words
+
+
+class Fault(NamedTuple):
+    """One mistake: its `place` (keys and indices), pydantic's name for its `kind`, and a sentence without its end."""
+
+    place: tuple[str | int, ...]
+    kind: str
+    text: str
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string_type": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "keys with values",
+    "model": "keys with values",
+    "mapping": "keys with values",
+    "greater_than_equal": "a number of {ge} or more",
+    "greater_than": "a number above {gt}",
+    "less_than_equal": "a number of {le} or less",
+    "less_than": "a number below {lt}",
+    "literal_error": "{expected}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or fewer",
+}
+"""By the beginning of pydantic's name for a kind of fault."""
+
+
+def faults(error: ValidationError, values: object) -> list[Fault]:
+    """What is wrong with `values`; of a value that may be of several kinds and is of none, one fault."""
+    by_place: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
+    for item in error.errors(include_url=False):
+        details = dict(item)
+        by_place.setdefault(_place(details, values), []).append(details)
+    return [Fault(place, found[0]["type"], _sentence(found)) for place, found in by_place.items()]
+
+
+def _place(details: Mapping[str, Any], values: object) -> tuple[str | int, ...]:
+    """Where in `values` a fault is. After that, pydantic names the kinds that it tried."""
+    place: list[str | int] = []
+    for part in details["loc"]:
+        inside = values.keys() if isinstance(values, Mapping) else range(len(values) if _is_list(values) else 0)
+        if part not in inside:
+            if details["type"] == "missing":
+                place.append(part)
+            break
+        values = values[part]  # type: ignore[index]
+        place.append(part)
+    return tuple(place)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
+
+
+def _sentence(found: Sequence[dict[str, Any]]) -> str:
+    first = found[0]
+    if first["type"] == "extra_forbidden":
+        return "unknown key"
+    if first["type"] == "missing":
+        return "the key is missing"
+    if first["type"] in ("value_error", "assertion_error"):
+        text = first["msg"].removeprefix("Value error, ")
+        return f"{text[:1].lower()}{text[1:]} (found {shown(first['input'])})"
+    expected = " or ".join(dict.fromkeys(_expected(details) for details in found))
+    return f"expected {expected} (found {shown(first['input'])})"
+
+
+def _expected(details: Mapping[str, Any]) -> str:
+    for kind, text in _EXPECTED.items():
+        if details["type"].startswith(kind):
+            return text.format_map(details.get("ctx", {})).replace("'", "")
+    return f"something else: {details['msg'][:1].lower()}{details['msg'][1:]}"
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A value as it would be written in a file of JSON, cut where it is long."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _keys_at(cls: type[Settings], path: Sequence[Any]) -> list[str]:

@@ -120,7 +120,7 @@ def test_a_localiser_says_that_the_classifier_decides(
         (["--scales", "-1"], "Error: inference.scales.0: input should be greater than 0"),
         (["--crf", "deeplob"], "Error: inference.crf: there is no such set of CRF parameters; known: affinitynet"),
         (["--threshold", "0.2"], "Error: threshold has no effect on a segmenter"),
-        (["--device", "gpu"], "Error: device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
+        (["--device", "gpu"], 'Error: device: expected auto, cpu or cuda (found "gpu")'),
     ],
 )
 def test_wrong_options(

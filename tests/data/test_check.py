@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakseg.data.check import check_dataset
-from weakseg.data.findings import Report
+from weakseg.data.check import check_dataset, require_masks
 from weakseg.data.images import write_label_map
+from weakseg.data.opening import open_dataset
+from weakseg.data.summary import describe
+from weakseg.errors import WeaksegError
 
 Save = Callable[..., Path]
 
@@ -21,13 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 def sound(folder: Path) -> Path:
     """A folder with boxes, points, scribbles and masks and nothing wrong."""
     (folder / "labels.csv").unlink()
-    describe(folder, {})
+    label_one(folder, {})
     for name, size in {"one": (6, 8), "deep/two three": (6, 8), "four": (5, 5)}.items():
         write_label_map(folder / "masks" / f"{name}.png", np.ones(size, np.uint8))
     return folder
 
 
-def describe(root: Path, one: object) -> None:
+def label_one(root: Path, one: object) -> None:
     images = {"one": one, "four": {"tags": ["cat"]}, "deep/two three": {"tags": ["cat"], "split": "val"}}
     (root / "labels.json").write_text(json.dumps({"classes": ["cat"], "images": images}))
 
@@ -38,16 +40,19 @@ def write_list(root: Path, split: str, text: str) -> None:
 
 @pytest.mark.parametrize("layout", ["sound", "coco"])
 def test_a_sound_data_set_has_no_problems(layout: str, request: pytest.FixtureRequest) -> None:
-    assert check_dataset(request.getfixturevalue(layout)) == Report()
+    report = check_dataset(request.getfixturevalue(layout))
+    assert report.problems == []
+    assert [note for note in report.notes if "toothbrush" not in note] == []
+    assert report.contents[0].startswith("train: 2 images with tags (")
 
 
 def test_every_problem_is_found_at_once(sound: Path, save_image: Save) -> None:
-    describe(
+    label_one(
         sound,
         {
-            "boxes": [{"class": "cat", "box": [0, 0, 8, 6]}, {"class": "cat", "box": [0, 0, 9, 6]}],
-            "points": [{"class": "cat", "point": [7, 5]}, {"class": "cat", "point": [7, 6]}],
-            "scribbles": [{"class": "cat", "points": [[0, 0], [8, 0]]}],
+            "boxes": [{"class": "cat", "box": [0, 0, 8, 6]}, {"class": "cat", "box": [9, 0, 10, 6]}],
+            "points": [{"class": "cat", "point": [7, 5]}, {"class": "cat", "point": [7, 7]}],
+            "scribbles": [{"class": "cat", "points": [[0, 0], [10, 0]]}],
             "tags": ["cow"],
         },
     )
@@ -56,14 +61,13 @@ def test_every_problem_is_found_at_once(sound: Path, save_image: Save) -> None:
     write_label_map(sound / "masks" / "deep" / "two three.png", np.ones((8, 6), np.uint8))
     write_label_map(sound / "masks" / "four.png", np.full((5, 5), 7, np.uint8))
     write_label_map(sound / "masks" / "nobody.png", np.zeros((5, 5), np.uint8))
-    one = f"{sound / 'images' / 'one.jpg'}: "
-    outside = "outside the image of 6 × 8 pixels (height × width)."
+    one = f'{sound / "labels.json"}, image "one"'
     expected = [
-        f"{sound / 'masks' / 'nobody.png'} belongs to no image",
-        f'{sound / "labels.json"}, image "one": Unknown class "cow"',
-        f"{one}the box (0, 0, 9, 6) reaches {outside}",
-        f"{one}the point (7, 6) lies {outside}",
-        f"{one}the scribble point (8, 0) lies {outside}",
+        f"{sound / 'masks' / 'nobody.png'}: the file belongs to no image",
+        f'{one}: Unknown class "cow"',
+        f"{one}, boxes[1]: the box (9, 0, 10, 6) (left, top, right, bottom) is empty or lies outside",
+        f"{one}, points[1]: the point (7, 7) lies outside the image of 6 × 8 pixels (height × width)",
+        f"{one}, scribbles[0]: the point (10, 0) lies outside the image of 6 × 8 pixels (height × width)",
         f"{truncated} cannot be decoded",
         f"{sound / 'images' / 'deep' / 'two three.PNG'} has 6 × 8 pixels (height × width), but its mask 8 × 6.",
         f"{sound / 'masks' / 'four.png'} holds values that are no class: 7 (25 pixels)",
@@ -79,9 +83,116 @@ def test_splits_are_checked(voc: Path) -> None:
     write_list(voc, "trainval", "a\nb\nc\n")
     write_list(voc, "test", "")
     problems = check_dataset(voc).problems
-    assert '"c" is in the splits "train" and "val". Remove it from one of them.' in problems
+    assert 'c: the image is in the splits "train" and "val". Remove it from one.' in problems
     assert 'The split "test" is empty.' in problems
     assert len(problems) == 2
+
+
+# Meaning
+
+
+def label(root: Path, rows: str, masks: dict[str, list[list[int]]] | None = None, classes: str = "") -> Path:
+    """Two images of 6 × 8 pixels, one and two, with a table, and masks of rows that are repeated."""
+    for name in ("one", "two"):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (200, 30, 40)).save(root / "images" / f"{name}.png")
+    (root / "labels.csv").write_text("image,tags,split\n" + rows, encoding="utf-8")
+    if classes:
+        (root / "classes.txt").write_text(classes, encoding="utf-8")
+    for name, values in (masks or {}).items():
+        write_label_map(root / "masks" / f"{name}.png", np.resize(np.array(values, np.uint8), (6, 8)))
+    return root
+
+
+SOUND = "one,cat,\ntwo,dog,\n"
+
+
+def test_labels_that_fit_their_masks_give_no_note(tmp_path: Path) -> None:
+    root = label(tmp_path, SOUND, {"one": [[0, 1]], "two": [[0, 2, 255]]})
+    report = check_dataset(root)
+    assert report.problems == report.notes == []
+    assert report.contents == [
+        "train: 2 images with tags (2), masks (2)",
+        "2 classes, with labelled images: cat 1, dog 1",
+    ]
+
+
+def test_masks_of_0_and_255_are_noted_once(tmp_path: Path) -> None:
+    [note] = check_dataset(label(tmp_path, SOUND, {"one": [[0, 255]], "two": [[0, 255]]})).notes
+    assert "255, which is void" in note
+
+
+def test_one_mask_of_0_and_255_among_others_is_noted(tmp_path: Path) -> None:
+    notes = check_dataset(label(tmp_path, "one,cat,\ntwo,cat,\n", {"one": [[0, 1]], "two": [[0, 255]]})).notes
+    assert [note.split(":")[0] for note in notes] == ["two, only in the labels"]
+
+
+def test_masks_in_another_order_than_the_classes_are_noted(tmp_path: Path) -> None:
+    masks = {"one": [[0, 2]], "two": [[0, 1]]}
+    [note] = check_dataset(label(tmp_path, SOUND, masks)).notes
+    assert note.startswith('one, only in the labels: "cat", only in the mask: "dog" (and 1 more, 2 in all): ')
+
+
+def test_an_object_that_is_all_void_is_no_contradiction(tmp_path: Path) -> None:
+    masks = {"one": [[0, 1, 255]], "two": [[0, 2]]}
+    assert check_dataset(label(tmp_path, "one,cat;dog,\ntwo,dog,\n", masks)).notes == []
+
+
+def test_classes_without_an_image_or_a_mask_are_noted(tmp_path: Path) -> None:
+    masks = {"one": [[0, 1]], "two": [[0, 1]]}
+    notes = check_dataset(label(tmp_path, "one,cat,\ntwo,cat,\n", masks, "cat\nunicorn\n")).notes
+    assert [note for note in notes if "unicorn" not in note] == []
+    assert ["masks" in note for note in notes] == [True, False]
+
+
+@pytest.mark.parametrize("other", ["Cat", "CAT", "c a t", "cat\u200b", "_cat_", "c-a-t", "ｃａｔ"])
+def test_classes_of_nearly_the_same_name_are_noted(tmp_path: Path, other: str) -> None:
+    [note] = check_dataset(label(tmp_path, f"one,cat,\ntwo,{other},\n")).notes
+    assert '"cat"' in note
+    assert "\u200b" not in note
+
+
+@pytest.mark.parametrize("name", ["__ignore__", "Unlabeled", "unknown"])
+def test_classes_that_are_hardly_things_are_noted(tmp_path: Path, name: str) -> None:
+    [note] = check_dataset(label(tmp_path, f"one,cat,\ntwo,{name},\n")).notes
+    assert f'"{name}" is hardly a thing' in note
+
+
+@pytest.mark.parametrize("name", ["_background_", "Background", "VOID"])
+def test_reserved_names_are_reserved_in_any_writing(tmp_path: Path, name: str) -> None:
+    [problem] = check_dataset(label(tmp_path, "one,cat,\ntwo,cat,\n", classes=f"{name}\ncat\n")).problems
+    assert f'"{name}" is reserved' in problem
+
+
+def test_a_split_that_no_setting_uses_is_noted(tmp_path: Path) -> None:
+    [note] = check_dataset(label(tmp_path, "one,cat,\ntwo,dog,blue\n")).notes
+    assert '"blue" (1 image)' in note
+    assert check_dataset(label(tmp_path, "one,cat,blue\ntwo,dog,blue\n")).notes == []
+
+
+def test_a_training_split_without_any_object_is_the_only_problem(tmp_path: Path) -> None:
+    report = check_dataset(label(tmp_path, "one,,\ntwo,,\n", classes="cat\n"))
+    [problem] = report.problems
+    assert 'of the split "train" shows any class' in problem
+    assert report.notes == []
+
+
+def test_masks_are_read_before_they_are_needed(tmp_path: Path) -> None:
+    samples = open_dataset(label(tmp_path, SOUND, {"one": [[0, 1]], "two": [[0, 7]]})).split("train")
+    require_masks(samples[:1])
+    with pytest.raises(WeaksegError, match=r"two\.png holds values that are no class: 7"):
+        require_masks(samples)
+
+
+def test_what_a_recipe_does_with_labels_is_told_of_those_there_are(tmp_path: Path) -> None:
+    dataset = open_dataset(label(tmp_path, SOUND, {"one": [[0, 1]]}))
+    uses = {"tags": "what to learn", "boxes": "their classes alone"}
+    lines = describe(dataset, {"train": dataset.split("train"), "val": []}, uses)
+    assert lines[:2] == ["train: 2 images with tags (2), masks (1)", "val: 0 images"]
+    assert lines[-1] == "tags: what to learn"
+
+
+# Files
 
 
 def test_missing_images_and_repeated_names_are_problems(voc: Path, save_image: Save) -> None:
@@ -89,7 +200,7 @@ def test_missing_images_and_repeated_names_are_problems(voc: Path, save_image: S
     again = save_image(voc / "JPEGImages" / "a.png")
     duplicate, missing = check_dataset(voc).problems
     assert duplicate == f'{again} and a.jpg have the same name "a". Rename one of them.'
-    assert missing.endswith(f'train_aug.txt, line 3: there is no image "d" in {voc / "JPEGImages"}.')
+    assert missing.endswith(f'train_aug.txt, line 3, "d": there is no such image in {voc / "JPEGImages"}.')
 
 
 def test_both_masks_of_an_image_are_read(voc: Path, save_mask: Save) -> None:
@@ -113,7 +224,7 @@ def test_what_cannot_be_opened_is_the_problem(tmp_path: Path, folder: Path) -> N
     assert problem.endswith("nowhere does not exist.")
     (folder / "labels.csv").write_text("what,ever\n")
     [problem] = check_dataset(folder).problems
-    assert "the header is what, ever" in problem
+    assert 'the header is "what,ever"' in problem
 
 
 def test_conversions_are_noted_by_kind(sound: Path, save_image: Save) -> None:
@@ -143,7 +254,7 @@ def test_notes_count_all_and_name_some(folder: Path, save_image: Save) -> None:
 
 def test_a_few_images_without_masks_are_noted(voc: Path) -> None:
     (voc / "tags.json").write_text(json.dumps({name: ["cat"] for name in "abcd"}))
-    assert check_dataset(voc).notes == [
+    assert [note for note in check_dataset(voc).notes if "without a mask" in note] == [
         '1 image of the split "train" without a mask, which others have: b',
         '1 image of the split "train_aug" without a mask, which others have: b',
     ]

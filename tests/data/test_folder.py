@@ -32,6 +32,13 @@ def problems_of(root: Path) -> list[str]:
     return report.problems
 
 
+def notes_of(root: Path) -> list[str]:
+    report = Report()
+    read_folder(root, report)
+    assert report.problems == []
+    return report.notes
+
+
 @pytest.fixture
 def described(folder: Path) -> Callable[..., Path]:
     """Puts a labels.json in the place of the table."""
@@ -93,7 +100,7 @@ def test_unicode_names_match_in_either_form(folder: Path, save_image: Save, stor
 
 
 @pytest.mark.parametrize(
-    "header", ["", "one.jpg,cat", "image;tags", "image,tag", "image,tags,spilt", "image,tags,tags", "image"]
+    "header", ["", "one.jpg,cat", "image tags", "image,tag", "image,tags,label", "image,tags,tags", "image"]
 )
 def test_a_wrong_header_is_shown_with_the_right_one(folder: Path, header: str) -> None:
     (folder / "labels.csv").write_text(f"{header}\none.jpg,cat\n" if header else "")
@@ -105,17 +112,64 @@ def test_a_wrong_header_is_shown_with_the_right_one(folder: Path, header: str) -
 
 def test_every_bad_row_is_reported_with_its_line(folder: Path) -> None:
     (folder / "labels.csv").write_text(
-        "image,tags,split\none.jpg,cat,train\nnone.jpg,cat,\n../one.jpg,cat,\none,dog,\nfour.webp,cat,dog,\n"
-        "deep/two three.PNG,cat,../up\n"
+        "image,tags,split\none.jpg,cat,train\nnone.jpg,cat,\nno/where.jpg,cat,\none,dog,val\nfour.webp,cat,dog,x\n"
+        "four.webp\ndeep/two three.PNG,cat,../up\n"
     )
     table = folder / "labels.csv"
-    hint = 'Names are relative to the folder images, such as "cats/1.jpg".'
-    missing, outside, again, columns, split = problems_of(folder)
-    assert missing == f'{table}, line 3: there is no image "none.jpg". {hint}'
-    assert outside == f'{table}, line 4: there is no image "../one.jpg". {hint}'
-    assert again == f'{table}, line 5: the image "one" has labels already, in {table}, line 2.'
-    assert columns.startswith(f"{table}, line 6: 4 columns where the header has 3. ")
-    assert split.startswith(f"{table}, line 7: split: String should match pattern")
+    missing, other_split, many, few, split = problems_of(folder)
+    assert missing.startswith(f'{table}, line 3, "none.jpg" (and 1 more, 2 in all): there is no such image.')
+    assert other_split.startswith(
+        f'{table}, line 5: the image is in the split "val" here, and in "train" in {table}, line 2'
+    )
+    assert many.startswith(f"{table}, line 6: 4 columns where the header has 3. ")
+    assert few.startswith(f"{table}, line 7: 1 columns where the header has 3. ")
+    assert split.startswith(f"{table}, line 8: split: a split has letters, digits")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;tags;split\none.jpg;cat|dog;val",
+        "image\ttags\tsplit\none.jpg\tcat;dog\tval",
+        "sep=;\r\nimage;tags;split\r\none.jpg;cat|dog;val\r\n",
+        "split,label,image\nval,cat;dog,one.jpg",
+        "id,image,labels,width,split\n7,one.jpg,cat;dog,640,val",
+        '"image","tags","split"\n"one.jpg", "cat;dog", "val"',
+        "image,tags,split,,\none.jpg,cat;dog,val,,\n",
+        "image,tags,split\nC:\\photos\\one.jpg,cat,val\n./one.jpg,dog,val\n",
+    ],
+)
+def test_dialects_of_tables(folder: Path, text: str) -> None:
+    (folder / "labels.csv").write_text(text, newline="")
+    sample = read_folder(folder).split("val")[0]
+    assert (sample.name, sample.labels.tags) == ("one", {1, 2})
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8-sig", "utf-16"])
+def test_tables_of_windows(folder: Path, encoding: str) -> None:
+    (folder / "labels.csv").write_bytes("image,tags\r\none.jpg,Bär\r\n".encode(encoding))
+    assert read_folder(folder).classes.names == ("Bär",)
+    assert any("Windows-1252" in note for note in notes_of(folder)) == (encoding == "cp1252")
+
+
+def test_what_is_left_out_of_a_table_or_put_together_is_noted(folder: Path) -> None:
+    (folder / "labels.csv").write_text('image,tags,size\none,"cat,dog",3\none,cat,4\nfour,a/b,\n')
+    column, tag, again = notes_of(folder)
+    table = folder / "labels.csv"
+    assert column == f'{table}: the column "size" is not read.'
+    assert tag.startswith(f'{table}, line 2, "cat,dog" (and 1 more, 2 in all): a tag holds a comma')
+    assert again == f"{table}, line 3: the image has labels already; the labels were put together."
+    assert read_folder(folder).classes.names == ("a/b", "cat", "cat,dog")
+
+
+def test_a_thousand_equal_mistakes_are_one_problem(folder: Path, save_image: Save) -> None:
+    rows = [f"{number}.jpg,grass\n" for number in range(213)]
+    for number in range(213):
+        (folder / "images" / f"{number}.jpg").touch()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    (folder / "labels.csv").write_text("image,tags\n" + "".join(rows))
+    [problem] = problems_of(folder)
+    assert problem.startswith(f'{folder / "labels.csv"}, line 2 (and 212 more, 213 in all): Unknown class "grass".')
 
 
 def test_unknown_classes_are_reported_with_the_nearest(folder: Path) -> None:
@@ -126,14 +180,15 @@ def test_unknown_classes_are_reported_with_the_nearest(folder: Path) -> None:
     assert bird.startswith(f'{folder / "labels.csv"}, line 3: Unknown class "bird".')
 
 
-def test_background_is_no_tag(folder: Path) -> None:
-    (folder / "labels.csv").write_text("image,tags\none.jpg,cat;background\n")
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "BACK GROUND"])
+def test_background_is_no_tag(folder: Path, name: str) -> None:
+    (folder / "labels.csv").write_text(f"image,tags\none.jpg,cat;{name}\n")
     [problem] = problems_of(folder)
-    assert problem == f'{folder / "labels.csv"}, line 2: "background" is no tag and has no box; every image has some.'
+    assert problem == f'{folder / "labels.csv"}, line 2: "{name}" is no tag and has no box; every image has some.'
 
 
 def test_tables_that_are_no_text_or_no_table(folder: Path) -> None:
-    (folder / "labels.csv").write_bytes("image,tags\none,Bär\n".encode("latin1"))
+    (folder / "labels.csv").write_bytes(b"image,tags\none,B\x81r\n")
     with pytest.raises(WeaksegError, match=r"labels\.csv is not UTF-8 text \(byte \d+\)\. Save it again as UTF-8"):
         read_folder(folder)
     (folder / "labels.csv").write_text('image,tags\none,"cat" dog\n')
@@ -187,6 +242,65 @@ def test_a_document_gives_every_kind_of_label(described: Callable[..., Path]) ->
     assert train["deep/two three"].tags == frozenset()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_document_of_windows(described: Callable[..., Path], encoding: str) -> None:
+    root = described({"one": {"tags": ["Bär"]}})
+    (root / "labels.json").write_text('{"images": {"one": {"tags": ["Bär"]}}}', encoding=encoding)
+    assert read_folder(root).classes.names == ("Bär",)
+
+
+@pytest.mark.parametrize(
+    ("box", "cut"),
+    [
+        ([-0.3, 0, 3, 3], Box(1, 0, 0, 3, 3)),
+        ([5, 2.5, 9.5, 7], Box(1, 5, 2, 8, 6)),
+        (["1", "2", "3", "4"], Box(1, 1, 2, 3, 4)),
+        ([3, 0, 3, 1], Box(1, 3, 0, 4, 1)),
+    ],
+)
+def test_boxes_are_widened_and_cut_as_those_of_other_formats(
+    described: Callable[..., Path], box: Any, cut: Box
+) -> None:
+    root = described({"one": {"boxes": [{"class": "cat", "box": box}]}})
+    assert samples_of(root)["one"].labels.boxes == (cut,)
+    changed = box != [3, 0, 3, 1]
+    assert len(notes_of(root)) == changed
+    assert all(note.startswith(f'{root / "labels.json"}, image "one", boxes[0]') for note in notes_of(root))
+
+
+def test_points_on_the_edge_are_moved_into_the_image(described: Callable[..., Path]) -> None:
+    strokes = [{"class": "cat", "points": [[-0.4, 3], [8, 6]]}]
+    root = described({"one": {"scribbles": strokes, "points": [{"class": "cat", "point": [8, 0]}]}})
+    labels = samples_of(root)["one"].labels
+    assert labels.scribbles == (Scribble(1, ((0, 3), (7, 5))),)
+    assert labels.points == (Point(1, 7, 0),)
+    [note] = notes_of(root)
+    assert "3 in all" in note
+
+
+def test_several_entries_of_one_image_are_put_together(described: Callable[..., Path]) -> None:
+    box = {"class": "dog", "box": [0, 0, 1, 1]}
+    root = described({"one": {"tags": ["cat"]}, "one.jpg": {"boxes": [box]}, "images/one.JPG": {"tags": []}})
+    assert samples_of(root)["one"].labels.tags == {1}
+    assert samples_of(root)["one"].labels.present() == {1, 2}
+
+
+def test_a_key_that_stands_twice_is_an_error_unless_it_says_the_same(folder: Path) -> None:
+    (folder / "labels.csv").unlink()
+    (folder / "labels.json").write_text('{"images": {"one": {"tags": ["cat"]}, "one": {"tags": ["cat"]}}}')
+    assert samples_of(folder)["one"].labels.tags == {1}
+    (folder / "labels.json").write_text('{"images": {"one": {"tags": ["cat"]}, "one": {"tags": ["dog"]}}}')
+    with pytest.raises(WeaksegError, match=r'labels\.json: the key "one" stands twice'):
+        read_folder(folder)
+
+
+def test_what_keeps_from_naming_classes_is_the_only_problem(described: Callable[..., Path]) -> None:
+    root = described({"one": None})
+    with pytest.raises(WeaksegError, match=r'image "one": expected keys with values \(found null\)') as caught:
+        read_folder(root)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_without_a_list_all_names_used_are_the_classes(described: Callable[..., Path]) -> None:
     root = described(
         {
@@ -203,24 +317,41 @@ def test_without_a_list_all_names_used_are_the_classes(described: Callable[..., 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"tag": ["cat"]}, "tag: Extra inputs are not permitted"),
-        ({"tags": "cat"}, "tags: Input should be a valid list"),
-        ({"tags": [3]}, "tags → 0: Input should be a valid string"),
+        ({"tag": ["cat"]}, "tag: unknown key"),
+        ({"tags": "cat"}, 'tags: expected a list (found "cat")'),
+        ({"tags": [3]}, "tags → 0: expected text (found 3)"),
         ({"tags": ["unicorn"]}, 'Unknown class "unicorn"'),
-        ({"boxes": [{"class": "cat", "box": [0, 0, 1]}]}, "boxes → 0 → box: List should have at least 4 items"),
-        ({"boxes": [{"class": "cat", "box": [3, 0, 3, 1]}]}, "boxes → 0: Value error, the box is empty"),
         (
-            {"boxes": [{"class": "cat", "box": [-1, 0, 3, 1]}]},
-            "boxes → 0 → box → 0: Input should be greater than or equal",
+            {"boxes": [{"class": "cat", "box": [0, 0, 1]}]},
+            "boxes[0]: a box is four numbers [left, top, right, bottom], found [0, 0, 1].",
         ),
-        ({"boxes": [{"class": "background", "box": [0, 0, 1, 1]}]}, '"background" is no tag and has no box'),
-        ({"boxes": [{"box": [0, 0, 1, 1]}]}, "boxes → 0 → class: Field required"),
-        ({"points": [{"class": "cat", "point": [1]}]}, "points → 0 → point: List should have at least 2 items"),
-        ({"points": [{"class": "cat", "point": [1, float("nan")]}]}, "points → 0 → point → 1: Input should be"),
-        ({"scribbles": [{"class": "cat", "points": []}]}, "scribbles → 0 → points: List should have at least 1 item"),
-        ({"split": ""}, "split: String should match pattern"),
-        ([], "Input should be a valid dictionary"),
-        (None, "Input should be a valid dictionary"),
+        (
+            {"boxes": [{"class": "cat", "box": [3, 0, 2, 1]}]},
+            "boxes[0]: the box (3, 0, 2, 1) (left, top, right, bottom)",
+        ),
+        (
+            {"boxes": [{"class": "cat", "box": [9, 0, 11, 1]}]},
+            "boxes[0]: the box (9, 0, 11, 1) (left, top, right, bottom)",
+        ),
+        (
+            {"boxes": [{"class": "cat", "box": "all"}]},
+            'boxes[0]: a box is four numbers [left, top, right, bottom], found "',
+        ),
+        ({"boxes": [{"class": "background", "box": [0, 0, 1, 1]}]}, 'boxes[0]: "background" is no tag and has no box'),
+        (
+            {"points": [{"class": "cat", "point": [3, 8]}]},
+            "points[0]: the point (3, 8) lies outside the image of 6 × 8",
+        ),
+        ({"boxes": [{"box": [0, 0, 1, 1]}]}, "boxes → 0 → class: the key is missing"),
+        ({"points": [{"class": "cat", "point": [1]}]}, "points[0]: a point is two numbers [x, y], found [1]."),
+        (
+            {"points": [{"class": "cat", "point": [1, float("nan")]}]},
+            "points[0]: a point is two numbers [x, y], found NaN.",
+        ),
+        ({"scribbles": [{"class": "cat", "points": []}]}, "scribbles → 0 → points: expected a list of 1 or more"),
+        ({"split": ""}, "split: a split has letters"),
+        ([], "expected keys with values"),
+        (None, "expected keys with values"),
     ],
 )
 def test_a_malformed_entry_is_one_problem_that_names_it(
@@ -228,7 +359,9 @@ def test_a_malformed_entry_is_one_problem_that_names_it(
 ) -> None:
     root = described({"one.jpg": labels}, classes=["cat", "dog"])
     [problem] = problems_of(root)
-    assert problem.startswith(f'{root / "labels.json"}, image "one.jpg": {message}')
+    separator = "" if "]:" in message else ":"
+    assert problem.startswith(f'{root / "labels.json"}, image "one.jpg"{separator or ","} {message}')
+    assert "Model" not in problem
 
 
 @pytest.mark.parametrize(
@@ -337,14 +470,36 @@ def test_masks_alone_make_a_data_set_for_full_supervision(folder: Path, save_mas
 
 def test_masks_and_scribbles_without_an_image_are_problems(folder: Path, save_mask: Save) -> None:
     mask = save_mask(folder / "masks" / "other.png", [[0]])
-    drawing = save_mask(folder / "scribbles" / "one" / "four.png", [[0]])
+    save_mask(folder / "scribbles" / "one" / "four.png", [[0]])
     assert problems_of(folder) == [
-        f"{mask} belongs to no image. Rename it to the image's name, or remove it.",
-        f"{drawing} belongs to no image. Rename it to the image's name, or remove it.",
+        f"{mask} (and 1 more, 2 in all): the file belongs to no image. Rename it to the image's name, or remove it."
     ]
 
 
+def test_masks_and_images_of_other_suffixes_are_noted(folder: Path, save_image: Save) -> None:
+    save_image(folder / "masks" / "one.jpg")
+    (folder / "masks" / "Thumbs.db").touch()
+    (folder / "scribbles").mkdir()
+    (folder / "scribbles" / "four.bmp").touch()
+    (folder / "images" / "raw.cr2").touch()
+    images, masks = notes_of(folder)
+    assert images.startswith(f"{folder / 'images' / 'raw.cr2'}: the file is not read")
+    assert masks.startswith(
+        f"{folder / 'masks' / 'one.jpg'} (and 1 more, 2 in all): the file is not read, only .png are"
+    )
+
+
 # Drawn strokes
+
+
+def test_strokes_that_cover_the_image_are_noted(folder: Path, save_mask: Save) -> None:
+    strokes = np.zeros((6, 8), np.uint8)
+    strokes[2, 1:5] = 1
+    path = save_mask(folder / "scribbles" / "one.png", strokes)
+    [note] = notes_of(folder)
+    assert note.startswith(f"{path}: the scribbles mark more than 80% of the image; 0, black, is background")
+    save_mask(folder / "scribbles" / "one.png", np.where(strokes, strokes, 255))
+    assert notes_of(folder) == []
 
 
 def test_drawn_strokes_become_scribbles(folder: Path, save_mask: Save) -> None:

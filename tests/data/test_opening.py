@@ -57,8 +57,27 @@ def test_unknown_formats_and_paths_are_errors(tmp_path: Path, voc: Path) -> None
 
 def test_problems_are_raised_or_reported(voc: Path) -> None:
     (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("c\nz\n")
-    with pytest.raises(WeaksegError, match=r'val\.txt, line 2: there is no image "z"'):
+    with pytest.raises(WeaksegError, match=r'val\.txt, line 2, "z": there is no such image'):
         open_dataset(voc)
     report = Report()
     assert [s.name for s in open_dataset(voc, report=report).split("val")] == ["c"]
     assert len(report.problems) == 1
+
+
+def test_what_is_worth_knowing_stays_with_the_data_set(voc: Path) -> None:
+    (voc / "SegmentationClass" / "b.jpg").touch()
+    [note] = open_dataset(voc).notes
+    assert note.startswith(f"{voc / 'SegmentationClass' / 'b.jpg'}: the file is not read")
+
+
+def test_the_only_split_there_is_is_the_one_to_train_on(voc: Path) -> None:
+    lists = voc / "ImageSets" / "Segmentation"
+    for name in ("val", "train_aug"):
+        (lists / f"{name}.txt").unlink()
+    (lists / "train.txt").rename(lists / "default.txt")
+    assert [s.name for s in open_dataset(voc).split("train")] == ["a", "b"]
+    with pytest.raises(WeaksegError, match='no split "val"'):
+        open_dataset(voc).split("val")
+    (lists / "other.txt").write_text("c\n")
+    with pytest.raises(WeaksegError, match=r'no split "train".*default \(2 images\), other'):
+        open_dataset(voc).split("train")

@@ -82,7 +82,7 @@ def test_set_reaches_into_what_was_null() -> None:
             'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, paste, pool, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
-        ("runtime.device=gpu", "runtime.device: input should be 'auto', 'cpu' or 'cuda' (found 'gpu')"),
+        ("runtime.device=gpu", 'runtime.device: expected auto, cpu or cuda (found "gpu")'),
         ("cam.augment.scale_range=[2, 1]", "cam.augment"),
     ],
 )

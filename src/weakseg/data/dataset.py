@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from weakseg.ops.instances import Instances
 
 
+UNLABELLED = "unlabelled"
+"""The split of images of which nothing is known."""
+
+
 class MaskSource(Protocol):
     """Where the ground truth of one image comes from: a PNG, polygons of an annotation file, …"""
 
@@ -64,12 +68,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of one set of classes. `splits` maps a split's name to its samples; a sample may be in several."""
+    """Images of one set of classes. `splits` maps a split's name to its samples; a sample may be in several.
+
+    `notes` are what the reader found worth knowing.
+    """
 
     root: Path
     format: str
     classes: Classes
     splits: Mapping[str, Sequence[Sample]]
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -77,8 +85,18 @@ class Dataset:
         return self.root if self.root.is_dir() else self.root.parent
 
     def split(self, name: str) -> Sequence[Sample]:
-        """The samples of a split; an unknown name raises with the names there are."""
+        """The samples of a split; an unknown name raises with the names there are.
+
+        "train" is the only split of labelled images there is, where none has the name.
+        """
+        if name == "train" and name not in self.splits:
+            name = self.only_split() or name
         if name not in self.splits:
             known = ", ".join(f"{split} ({len(samples)} images)" for split, samples in self.splits.items())
             raise WeaksegError(f'{self.root} has no split "{name}". It has: {known or "none"}.')
         return self.splits[name]
+
+    def only_split(self) -> str | None:
+        """The name of the only split there is besides "unlabelled", None where there are several."""
+        names = [name for name in self.splits if name != UNLABELLED]
+        return names[0] if len(names) == 1 else None

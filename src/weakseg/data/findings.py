@@ -11,13 +11,47 @@ from weakseg.errors import WeaksegError
 
 SHOWN = 20
 
+Places = dict[str, list[str]]
+
 
 @dataclass
 class Report:
-    """`problems` keep a data set from being used; `notes` are things worth knowing. One sentence or two each."""
+    """`problems` keep a data set from being used; `notes` are things worth knowing. One sentence or two each.
+    `contents` are lines that say what the data set holds.
 
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    Findings of the same text at several places are one: it names the first place and counts the others.
+    """
+
+    _problems: Places = field(default_factory=dict)
+    _notes: Places = field(default_factory=dict)
+    contents: list[str] = field(default_factory=list)
+
+    def problem(self, text: str, where: str | None = None) -> None:
+        """Add a problem; `where` is its file and line, entry or image, unless the text names it."""
+        self._problems.setdefault(text, []).extend([] if where is None else [where])
+
+    def note(self, text: str, where: str | None = None) -> None:
+        """Add a note, as `problem` does."""
+        self._notes.setdefault(text, []).extend([] if where is None else [where])
+
+    @property
+    def problems(self) -> list[str]:
+        return [_sentence(text, places) for text, places in self._problems.items()]
+
+    @property
+    def notes(self) -> list[str]:
+        return [_sentence(text, places) for text, places in self._notes.items()]
+
+
+def _sentence(text: str, places: list[str]) -> str:
+    if not places:
+        return text
+    others = f" (and {len(places) - 1} more, {len(places)} in all)" if len(places) > 1 else ""
+    return f"{places[0]}{others}: {text}"
+
+
+class Reported(WeaksegError):
+    """Reading cannot go on, and the report says why."""
 
 
 @contextmanager
@@ -30,7 +64,12 @@ def reading(root: Path, report: Report | None) -> Iterator[Report]:
         yield report
         return
     own = Report()
-    yield own
+    try:
+        yield own
+    except Reported:
+        pass
+    except WeaksegError as error:
+        own.problem(str(error))
     if own.problems:
         raise WeaksegError(_summary(root, own.problems))
 

@@ -11,36 +11,44 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
-from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.findings import Report, reading
+from weakseg.data.dataset import UNLABELLED, Dataset, Sample
+from weakseg.data.findings import Report, Reported, reading
+from weakseg.data.geometry import Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, find_files, image_size, match_name
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json
-from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels
+from weakseg.files import read_json, read_text
+from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, folded
+from weakseg.settings import faults, shown
 
 DEFAULT_SPLIT = "train"
-UNLABELLED = "unlabelled"
 COLUMNS = ("image", "tags", "split")
+SYNONYMS = {"label": "tags", "labels": "tags"}
+DELIMITERS = ",;\t"
+DENSE = 0.8
+"""Scribbles that mark more of an image than this are hardly scribbles."""
+
+T = TypeVar("T")
 
 
 def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
     """Read a folder of images with `labels.csv` or `labels.json`.
 
-    - `labels.csv`: UTF-8, a header, one row per image; tags separated by ";" or "|"; no tags means no objects.
+    - `labels.csv`: a header, one row per image; tags separated by ";" or "|"; no tags means no objects. Columns in any
+      order, separated by ",", ";" or tabs, "label" for "tags"; others are left out. UTF-8, else Windows-1252.
     - `labels.json`: {"classes": [name, …], "images": {image: {"tags": [name, …], "split": name,
       "boxes": [{"class": name, "box": [x0, y0, x1, y1]}], "points": [{"class": name, "point": [x, y]}],
       "scribbles": [{"class": name, "points": [[x, y], …]}]}}}, every key but "images" optional. Coordinates are
-      pixels from 0, boxes half-open; fractions widen a box to whole pixels and name the pixel a point lies in.
-      The class of points and scribbles may be "background".
+      pixels from 0, boxes half-open; fractions widen a box to whole pixels and name the pixel a point lies in. A box
+      over the edge is cut to the image. The class of points and scribbles may be "background".
+    - Several rows of one image are put together, unless their splits differ.
     - Images are named relative to `images/`, with or without suffix.
     - Classes: `classes.txt`, else "classes", else all names used, in alphabetical order.
     - Values of `masks/` and `scribbles/` are labels: 0 background, 1 … C the classes, 255 void or unmarked. Each
@@ -52,26 +60,27 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
     """
     root = Path(root)
     with reading(root, report) as report:
-        images = find_files(root / "images", IMAGE_SUFFIXES, report)
+        images = find_files(root / "images", IMAGE_SUFFIXES, report, note_others=True)
         if not images:
             raise WeaksegError(f"{root / 'images'} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         declared, rows = _read_labels(root, report)
         entries = _entries(rows, images, report)
-        classes = _classes(root, declared, entries)
+        classes = _classes(root, declared, entries, report)
         values = {label: label for label in (*range(len(classes) + 1), VOID)}
         masks = _of_images(root / "masks", images, report)
         drawings = _of_images(root / "scribbles", images, report)
+        label_reader = _LabelReader(classes, report)
 
         splits: dict[str, list[Sample]] = {}
         for name, image in images.items():
-            entry = entries.get(name)
-            labels = _weak_labels(entry, classes, report) if entry else WeakLabels()
+            of_image = entries.get(name, [])
+            labels = label_reader(of_image, image)
             if name in drawings:
                 strokes = _read_strokes(IndexMask(drawings[name], values), image, report)
                 labels = WeakLabels(labels.tags, labels.boxes, labels.points, labels.scribbles + strokes)
             mask = IndexMask(masks[name], values) if name in masks else None
-            known = entry is not None or labels.known or mask is not None
-            split = entry.data.split if entry else DEFAULT_SPLIT if known else UNLABELLED
+            known = bool(of_image) or labels.known or mask is not None
+            split = of_image[0].data.split if of_image else DEFAULT_SPLIT if known else UNLABELLED
             splits.setdefault(split, []).append(Sample(name, image, labels, mask))
         return Dataset(root, "folder", classes, dict(sorted(splits.items())))
 
@@ -79,43 +88,42 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
 # Label files
 
 
-_Coordinate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-_Position = Annotated[list[_Coordinate], Field(min_length=2, max_length=2)]
+_Name = Annotated[str, StringConstraints(strip_whitespace=True)]
 
 
 class _Spatial(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(alias="class")
+    name: _Name = Field(alias="class")
 
 
 class _Box(_Spatial):
-    box: Annotated[list[_Coordinate], Field(min_length=4, max_length=4)]
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> _Box:
-        x0, y0, x1, y1 = self.box
-        if x0 >= x1 or y0 >= y1:
-            raise ValueError("the box is empty; its numbers are left, top, right, bottom")
-        return self
+    box: Any
 
 
 class _Point(_Spatial):
-    point: _Position
+    point: Any
 
 
 class _Scribble(_Spatial):
-    points: Annotated[list[_Position], Field(min_length=1)]
+    points: Annotated[list[Any], Field(min_length=1)]
 
 
 class _ImageLabels(BaseModel):
-    """What a label file may say of one image."""
+    """What a label file may say of one image. Coordinates are looked at when the image is known."""
 
     model_config = ConfigDict(extra="forbid")
-    tags: list[str] | None = None
+    tags: list[_Name] | None = None
     boxes: list[_Box] = []
     points: list[_Point] = []
     scribbles: list[_Scribble] = []
-    split: Annotated[str, Field(pattern=r"^\w[\w. -]*$")] = DEFAULT_SPLIT
+    split: str = DEFAULT_SPLIT
+
+    @field_validator("split")
+    @classmethod
+    def _plain(cls, split: str) -> str:
+        if not re.fullmatch(r"\w[\w. -]*", split):
+            raise ValueError("a split has letters, digits, spaces, dots, hyphens and underscores only")
+        return split
 
     def names(self) -> set[str]:
         spatial = (*self.boxes, *self.points, *self.scribbles)
@@ -146,30 +154,57 @@ def _read_labels(root: Path, report: Report) -> tuple[list[str] | None, Iterable
 
 
 def _read_csv(path: Path, report: Report) -> Iterator[_Row]:
-    rows = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    text = _text(path, report)
+    declared = re.match(r'"?sep=(.)"?\r?\n', text)  # for Excel
+    text = text[declared.end() :] if declared else text
+    delimiter, columns = _header(path, text, declared[1] if declared else None, report)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
     try:
-        header = [column.strip().lower() for column in next(rows, [])]
-        unknown = [column for column in header if column not in COLUMNS]
-        if unknown or "image" not in header or "tags" not in header or len(set(header)) < len(header):
-            raise WeaksegError(
-                f"{path}, line 1: the header is {', '.join(header) or 'missing'}; it must be image,tags or "
-                "image,tags,split, with commas between columns."
-            )
+        next(rows)
         for row in rows:
-            where = f"{path}, line {rows.line_num}"
+            where = f"{path}, line {rows.line_num + bool(declared)}"
             if not any(cell.strip() for cell in row):
                 continue
-            if len(row) != len(header):
-                report.problems.append(
-                    f"{where}: {len(row)} columns where the header has {len(header)}. "
-                    'Separate tags with ";", and put text that holds a comma in double quotes.'
+            # Spreadsheets write empty cells behind a row, or leave out those at its end.
+            extra = any(cell.strip() for cell in row[len(columns) :])
+            if extra or {"image", "tags"}.intersection(columns[len(row) :]):
+                report.problem(
+                    f"{len(row)} columns where the header has {len(columns)}. "
+                    'Separate tags with ";" or "|", and put text that holds a comma in double quotes.',
+                    where,
                 )
                 continue
-            cells = {column: cell.strip() for column, cell in zip(header, row, strict=True)}
+            cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False)}
             tags = [tag.strip() for tag in re.split(r"[;|]", cells["tags"]) if tag.strip()]
+            for tag in tags:
+                if re.search("[,/]", tag):
+                    report.note(
+                        'a tag holds a comma or a slash and is one class so. Tags are separated by ";" or "|".',
+                        f'{where}, "{tag}"',
+                    )
             yield _Row(where, cells["image"], {"tags": tags, "split": cells.get("split") or DEFAULT_SPLIT})
-    except csv.Error as error:
-        raise WeaksegError(f"{path}, line {rows.line_num}: this is not a valid CSV row ({error}).") from None
+    except csv.Error:
+        raise WeaksegError(
+            f"{path}, line {rows.line_num + bool(declared)}: this is not a valid CSV row. Put text in double quotes as "
+            "a whole, or not at all; write a quotation mark inside of it twice."
+        ) from None
+
+
+def _header(path: Path, text: str, declared: str | None, report: Report) -> tuple[str, list[str]]:
+    """What separates the columns of a table, and their names."""
+    first = text.splitlines()[0] if text else ""
+    for delimiter in declared or DELIMITERS:
+        names = [name.strip().strip('"').strip().lower() for name in first.split(delimiter)]
+        columns = [SYNONYMS.get(name, name) for name in names]
+        if all(columns.count(column) == 1 for column in ("image", "tags")) and columns.count("split") <= 1:
+            for name in names:
+                if SYNONYMS.get(name, name) not in COLUMNS:
+                    report.note(f'the column "{name}" is not read.', str(path))
+            return delimiter, columns
+    raise WeaksegError(
+        f"{path}, line 1: the header is {shown(first) if first else 'missing'}; it must be image,tags or "
+        "image,tags,split, each column once, with commas, semicolons or tabs between columns."
+    )
 
 
 def _read_json(path: Path) -> tuple[list[str] | None, list[_Row]]:
@@ -184,45 +219,58 @@ def _read_json(path: Path) -> tuple[list[str] | None, list[_Row]]:
     return classes, [_Row(f'{path}, image "{image}"', image, labels) for image, labels in content["images"].items()]
 
 
-def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, _Entry]:
+def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, list[_Entry]]:
     """The rows that can be used, by the name of their image."""
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, list[_Entry]] = {}
     for where, image, content in rows:
         name = match_name(image, images)
         if name is None:
-            report.problems.append(
-                f'{where}: there is no image "{image}". Names are relative to the folder images, such as "cats/1.jpg".'
+            report.problem(
+                'there is no such image. Names are relative to the folder images, such as "cats/1.jpg".',
+                f'{where}, "{image}"',
             )
-        elif name in entries:
-            report.problems.append(f'{where}: the image "{name}" has labels already, in {entries[name].where}.')
-        else:
-            try:
-                entries[name] = _Entry(where, _ImageLabels.model_validate(content))
-            except ValidationError as error:
-                for fault in error.errors():
-                    place = " → ".join(str(part) for part in fault["loc"])
-                    report.problems.append(f"{where}: {place + ': ' if place else ''}{fault['msg']}.")
+            continue
+        try:
+            entry = _Entry(where, _ImageLabels.model_validate(content))
+        except ValidationError as error:
+            for fault in faults(error, content):
+                place = " → ".join(str(part) for part in fault.place)
+                report.problem(f"{place + ': ' if place else ''}{fault.text}.", where)
+            continue
+        others = entries.setdefault(name, [])
+        if others and others[0].data.split != entry.data.split:
+            report.problem(
+                f'the image is in the split "{entry.data.split}" here, and in "{others[0].data.split}" in '
+                f"{others[0].where}. It can be in one only.",
+                where,
+            )
+            continue
+        if others:
+            report.note("the image has labels already; the labels were put together.", where)
+        others.append(entry)
     return entries
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}). Save it again as UTF-8.") from None
+def _text(path: Path, report: Report) -> str:
+    text, foreign = read_text(path, fallback="cp1252")
+    if foreign:
+        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
+    return text
 
 
-def _classes(root: Path, declared: list[str] | None, entries: Mapping[str, _Entry]) -> Classes:
+def _classes(root: Path, declared: list[str] | None, entries: Mapping[str, list[_Entry]], report: Report) -> Classes:
     path = root / "classes.txt"
     source = path if path.exists() else root / "labels.json" if declared is not None else root
     if path.exists():
-        listed = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        listed = [line.strip() for line in _text(path, report).splitlines() if line.strip()]
         if declared is not None and declared != listed:
             raise WeaksegError(f'{path} and "classes" in {root / "labels.json"} differ. Keep one of them.')
         declared = listed
     if declared is None:
-        used = set().union(*(entry.data.names() for entry in entries.values()))
-        declared = sorted(used - {"background"})
+        used = set().union(*(entry.data.names() for of_image in entries.values() for entry in of_image))
+        declared = sorted(name for name in used if not _is_background(name))
+        if not declared and report.problems:
+            raise Reported
         if not declared:
             raise WeaksegError(f"{root} names no class. Give labels.csv, labels.json or a classes.txt.")
     try:
@@ -234,35 +282,67 @@ def _classes(root: Path, declared: list[str] | None, entries: Mapping[str, _Entr
 # Weak labels
 
 
-def _weak_labels(entry: _Entry, classes: Classes, report: Report) -> WeakLabels:
-    data = entry.data
-    labels = {"background": BACKGROUND}
-    for name in sorted(data.names() - {"background"}):
-        try:
-            labels[name] = classes.label(name)
-        except WeaksegError as error:
-            report.problems.append(f"{entry.where}: {error}")
-    if "background" in (data.tags or ()) or any(box.name == "background" for box in data.boxes):
-        report.problems.append(f'{entry.where}: "background" is no tag and has no box; every image has some.')
-    tags = None if data.tags is None else frozenset(labels[name] for name in data.tags if name in labels)
-    boxes = tuple(_widened(labels[item.name], item.box) for item in data.boxes if item.name in labels)
-    points = tuple(Point(labels[item.name], *_pixel(item.point)) for item in data.points if item.name in labels)
-    scribbles = tuple(
-        Scribble(labels[item.name], tuple(_pixel(point) for point in item.points))
-        for item in data.scribbles
-        if item.name in labels
-    )
-    return WeakLabels(tags, boxes, points, scribbles)
+def _is_background(name: str) -> bool:
+    return folded(name) == "background"
 
 
-def _widened(label: int, sides: list[float]) -> Box:
-    x0, y0, x1, y1 = sides
-    return Box(label, math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+class _LabelReader:
+    """Makes weak labels of what label files say of an image."""
 
+    def __init__(self, classes: Classes, report: Report) -> None:
+        self.classes, self.report, self.places = classes, report, Places(report)
 
-def _pixel(position: list[float]) -> tuple[int, int]:
-    x, y = position
-    return math.floor(x), math.floor(y)
+    def __call__(self, entries: Sequence[_Entry], image: Path) -> WeakLabels:
+        if not entries:
+            return WeakLabels()
+        spatial = any(entry.data.boxes or entry.data.points or entry.data.scribbles for entry in entries)
+        size = size_of(image) if spatial else None
+        tags = [tag for entry in entries for tag in self._tags(entry)]
+        tagged = any(entry.data.tags is not None for entry in entries)
+        return WeakLabels(
+            frozenset(tags) if tagged else None,
+            tuple(box for entry in entries for box in self._each(entry, "boxes", self._box, size)),
+            tuple(point for entry in entries for point in self._each(entry, "points", self._point, size)),
+            tuple(stroke for entry in entries for stroke in self._each(entry, "scribbles", self._scribble, size)),
+        )
+
+    def _tags(self, entry: _Entry) -> Iterator[int]:
+        for name in dict.fromkeys(entry.data.tags or ()):
+            try:
+                yield self._label(name, has_background=False)
+            except WeaksegError as error:
+                self.report.problem(str(error), entry.where)
+
+    def _each(self, entry: _Entry, kind: str, read: Callable[..., T], size: Size | None) -> Iterator[T]:
+        for index, item in enumerate(getattr(entry.data, kind)):
+            where = f"{entry.where}, {kind}[{index}]"
+            try:
+                yield read(item, size, where)
+            except WeaksegError as error:
+                self.report.problem(str(error), where)
+
+    def _label(self, name: str, *, has_background: bool = True) -> int:
+        if not _is_background(name):
+            return self.classes.label(name)
+        if not has_background:
+            raise WeaksegError(f'"{name}" is no tag and has no box; every image has some.')
+        return BACKGROUND
+
+    def _box(self, item: _Box, size: Size | None, where: str) -> Box:
+        label = self._label(item.name, has_background=False)
+        sides = self.places.numbers(item.box, 4, "a box is four numbers [left, top, right, bottom]", where)
+        return self.places.box(label, sides, size, where)
+
+    def _point(self, item: _Point, size: Size | None, where: str) -> Point:
+        return Point(self._label(item.name), *self._position(item.point, size, where))
+
+    def _scribble(self, item: _Scribble, size: Size | None, where: str) -> Scribble:
+        label = self._label(item.name)
+        return Scribble(label, tuple(self._position(point, size, where) for point in item.points))
+
+    def _position(self, position: object, size: Size | None, where: str) -> tuple[int, int]:
+        x, y = self.places.numbers(position, 2, "a point is two numbers [x, y]", where)
+        return self.places.pixel(x, y, size, where)
 
 
 # Drawn files
@@ -270,9 +350,9 @@ def _pixel(position: list[float]) -> tuple[int, int]:
 
 def _of_images(folder: Path, images: Mapping[str, Path], report: Report) -> dict[str, Path]:
     """The PNGs of a folder that belong to images; one that belongs to none is a problem."""
-    found = find_files(folder, (".png",), report)
+    found = find_files(folder, (".png",), report, note_others=True)
     for name in sorted(found.keys() - images.keys()):
-        report.problems.append(f"{found[name]} belongs to no image. Rename it to the image's name, or remove it.")
+        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
     return found
 
 
@@ -282,8 +362,11 @@ def _read_strokes(drawing: IndexMask, image: Path, report: Report) -> tuple[Scri
         if strokes.shape != size:
             raise WeaksegError(f"{drawing.path} has {_times(strokes.shape)} pixels, its image {_times(size)}.")
     except WeaksegError as error:
-        report.problems.append(str(error))
+        report.problem(str(error))
         return ()
+    if np.mean(strokes != VOID) > DENSE:
+        black = "; 0, black, is background, and what nobody marked is 255" if (strokes == BACKGROUND).any() else ""
+        report.note(f"the scribbles mark more than {DENSE:.0%} of the image{black}.", str(drawing.path))
     return runs(strokes)
 
 

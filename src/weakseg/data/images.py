@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from weakseg.data.findings import Report
-from weakseg.errors import WeaksegError
+from weakseg.errors import WeaksegError, explain, out_of_memory
 from weakseg.files import atomic_path
 from weakseg.labels import BACKGROUND, palette
 
 MAX_PIXELS = 80_000_000
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+_HEIC_SUFFIXES = (".heic", ".heif")
+IMAGE_SUFFIXES = (
+    *_JPEG_SUFFIXES,
+    ".png",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    *_HEIC_SUFFIXES,
+)
 # Pillow also opens formats that start other programs (EPS); a picture from a stranger gets these decoders only.
-_DECODERS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_DECODERS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,13 +60,16 @@ LabelMap = npt.NDArray[np.uint8]
 # Finding files
 
 
-def find_files(folder: Path, suffixes: Collection[str], report: Report) -> dict[str, Path]:
+def find_files(
+    folder: Path, suffixes: Collection[str], report: Report, *, note_others: bool = False
+) -> dict[str, Path]:
     """The files under `folder`, at any depth, by name: the relative path without suffix, `/` between folders,
     Unicode in composed form (NFC), which is how people type what a Mac stores decomposed.
 
     Only what this listing holds is ever opened, so a name in a label file cannot lead out of the folder. Hidden
-    files and other suffixes are left out; a folder that does not exist is empty. Two files of one name are
-    reported as a problem. Raises `WeaksegError` where a sub-folder cannot be read or is a link.
+    files and other suffixes are left out, the latter with a note if `note_others`; a folder that does not exist is
+    empty. Two files of one name and a name that is not UTF-8 are problems. Raises `WeaksegError` where a sub-folder
+    cannot be read or is a link.
     """
     found: dict[str, Path] = {}
     for parent, folders, files in os.walk(folder, onerror=_unless_missing):
@@ -59,14 +80,18 @@ def find_files(folder: Path, suffixes: Collection[str], report: Report) -> dict[
         inner = "" if parent == str(folder) else f"{Path(parent).relative_to(folder).as_posix()}/"
         for file in sorted(files):
             stem, suffix = os.path.splitext(file)  # noqa: PTH122 (a Path for each of 100,000 files is slow)
-            if file.startswith(".") or suffix.lower() not in suffixes:
+            if file.startswith("."):
+                continue
+            if suffix.lower() not in suffixes:
+                if note_others and file.lower() not in _SYSTEM_FILES:
+                    report.note(f"the file is not read, only {' '.join(suffixes)} are.", str(Path(parent, file)))
                 continue
             name = unicodedata.normalize("NFC", inner + stem)
             path = Path(parent, file)
-            if name in found:
-                report.problems.append(
-                    f'{path} and {found[name].name} have the same name "{name}". Rename one of them.'
-                )
+            if not _is_unicode(name):
+                report.problem("the name of the file, or of its folder, is not UTF-8. Rename it.", str(path))
+            elif name in found:
+                report.problem(f'{path} and {found[name].name} have the same name "{name}". Rename one of them.')
             else:
                 found[name] = path
     return found
@@ -77,13 +102,31 @@ def _unless_missing(error: OSError) -> None:
         raise WeaksegError(f"{error.filename} could not be read: {error.strerror}.") from error
 
 
+def _is_unicode(name: str) -> bool:
+    """Whether a file name was UTF-8: Python gives other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def match_name(reference: str, found: Mapping[str, Path]) -> str | None:
-    """The name in `found` that a label file means by `reference`, with or without its suffix; else `None`."""
+    """The name in `found` that a label file means by `reference`, with or without its suffix; else `None`.
+
+    A path is tried as it is written, then without its first folder, and so on to the bare name: label files often
+    tell where an image lay on another computer.
+    """
     name = unicodedata.normalize("NFC", reference.strip()).replace("\\", "/").removeprefix("./")
-    if name in found:
-        return name
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    return stem if suffix.lower() in IMAGE_SUFFIXES and stem in found else None
+    while True:
+        if name in found:
+            return name
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        if suffix.lower() in IMAGE_SUFFIXES and stem in found:
+            return stem
+        _, folder, name = name.partition("/")
+        if not folder:
+            return None
 
 
 # Images
@@ -93,8 +136,8 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Decode an image file to RGB, uint8 (H, W, 3), turned upright as its EXIF orientation says.
 
     Greyscale is repeated over the channels; transparent pixels are laid over white; 16-bit values are scaled
-    from 0 … 65535 to 0 … 255; CMYK and palettes are converted; of several frames the first is taken. Colour
-    profiles are ignored, as usual in the field.
+    from 0 … 65535 to 0 … 255 and refused where they reach 4095 at most; CMYK and palettes are converted; of several
+    frames the first is taken. Colour profiles are ignored, as usual in the field.
 
     Raises `WeaksegError` for a file that is missing, damaged, truncated, of another format or of more than
     80 megapixels (found before decoding).
@@ -120,7 +163,7 @@ def conversions(path: Path) -> list[str]:
             found.append({"CMYK": "CMYK", "1": "black and white"}.get(image.mode, "a palette"))
         if image.mode.startswith(("L", "I")):
             found.append("greyscale")
-        if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
+        if image.mode.startswith("I") or _has_16_bits(image):
             found.append("16 bits")
         if image.has_transparency_data:
             found.append("transparency (laid over white)")
@@ -132,17 +175,26 @@ def conversions(path: Path) -> list[str]:
         return found
 
 
+class _Unfit(Exception):
+    """A picture that is sound and yet cannot be used; the text says why and what to do."""
+
+
 @contextmanager
 def _opened(path: Path, decoders: tuple[str, ...]) -> Iterator[ImageFile.ImageFile]:
     """An open, not yet decoded image. Whatever goes wrong in the block is an error of this file."""
+    if path.suffix.lower() in _HEIC_SUFFIXES and decoders == _DECODERS:
+        _register_heic(path)
+        decoders = ("HEIF",)
     too_large = f"{path} has more than {MAX_PIXELS // 10**6} megapixels. Scale it down or remove it."
     try:
-        with Image.open(path, formats=decoders) as image:
+        with Image.open(_pixels_of_png(path) or path, formats=decoders) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise WeaksegError(too_large)
             yield image
     except WeaksegError:
         raise
+    except _Unfit as error:
+        raise WeaksegError(f"{path} cannot be used: {error}") from None
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -150,28 +202,123 @@ def _opened(path: Path, decoders: tuple[str, ...]) -> Iterator[ImageFile.ImageFi
     except UnidentifiedImageError:
         raise WeaksegError(f"{path} is not a readable {' / '.join(decoders)} file. Convert or remove it.") from None
     except Exception as error:  # decoders meet broken data with almost any exception
-        raise WeaksegError(f"{path} cannot be decoded ({error}). Replace or remove it.") from error
+        if out_of_memory(error):
+            raise WeaksegError(f"{path} does not fit into the memory. Scale it down.") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise WeaksegError(f"{path} cannot be read. {explain(error)}") from error
+        fault = "the file is cut off" if "truncated" in str(error) else "its data are damaged"
+        raise WeaksegError(f"{path} cannot be decoded: {fault}. Replace or remove it.") from error
+
+
+def _register_heic(path: Path) -> None:
+    """Let Pillow decode HEIC pictures, which needs a package that not everybody has."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise WeaksegError(
+            f"{path} is a HEIC picture, which needs one more package: `pip install 'weakseg[heic]'`. Or convert it to "
+            "JPEG."
+        ) from None
+    register_heif_opener()
+
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_PNG_ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+_MAX_METADATA_BYTES = 1 << 19
+
+
+def _pixels_of_png(path: Path) -> io.BytesIO | None:
+    """A PNG without its texts and colour profile, which Pillow refuses where they are large, and with its EXIF data,
+    which may stand at its end, before the pixels; None for a file that needs neither."""
+    with path.open("rb") as file:
+        if file.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+            return None
+        chunks: list[tuple[bytes, int, int]] = []
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[:4]) + 12
+            chunks.append((head[4:], file.tell() - 8, size))
+            file.seek(size - 8, os.SEEK_CUR)
+        kinds = [kind for kind, _, _ in chunks]
+        late_exif = b"eXIf" in kinds and b"IDAT" in kinds and kinds.index(b"eXIf") > kinds.index(b"IDAT")
+        if not late_exif and not set(kinds).intersection(_PNG_TEXT):
+            return None
+
+        def data(chunk: tuple[bytes, int, int]) -> bytes:
+            file.seek(chunk[1])
+            return file.read(chunk[2])
+
+        def needed(chunk: tuple[bytes, int, int]) -> bool:
+            if chunk[0] not in _PNG_TEXT:
+                return chunk[0] != b"eXIf"
+            return chunk[2] < _MAX_METADATA_BYTES and _tells_orientation(chunk[0], data(chunk)[8:-4])
+
+        exif = [data(chunk) for chunk in chunks if chunk[0] == b"eXIf"][:1]
+        header, *others = [data(chunk) for chunk in chunks if needed(chunk)]
+        return io.BytesIO(b"".join([_PNG_SIGNATURE, header, *exif, *others]))
+
+
+def _tells_orientation(kind: bytes, text: bytes) -> bool:
+    """Whether a text of a PNG may hold EXIF data or XMP, and is small also when it is unpacked."""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword not in _PNG_ORIENTATION:
+        return False
+    packed = rest[1:]
+    if kind == b"iTXt":
+        packed = rest[2:].split(b"\0", 2)[-1] if rest[:1] == b"\1" else b""
+    if kind == b"tEXt" or not packed:
+        return True
+    try:
+        return len(zlib.decompressobj().decompress(packed, _MAX_METADATA_BYTES)) < _MAX_METADATA_BYTES
+    except zlib.error:
+        return False
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF orientation 1 … 8 from the header, of an image that is not yet decoded."""
-    # Pillow turns TIFF files itself, and would decode a whole PNG in search of an EXIF block at its end.
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+    """EXIF orientation 1 … 8 from the header, of an image that is not yet decoded; 1 where it makes no sense."""
+    if image.format == "TIFF":  # which Pillow turns itself
         return 1
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        # Not the method of PNG files, which decodes all of it first, in search of EXIF data at the end.
+        value: Any = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        value = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+        if isinstance(value, bytes) and not value.strip(b"\0").isdigit():
+            return int.from_bytes(value.strip(b"\0"))
+        return int(value)
+    except Exception:  # odd metadata are no reason to do without the picture
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values do not fit 16 bits; save it with 8 bits per channel")
+            raise _Unfit("its values do not fit 16 bits; save it with 8 bits per channel.")
+        _require_range(int(values.max()))
         return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("it stores floating-point values; save it with 8 bits per channel")
+        raise _Unfit("it stores floating-point values; save it with 8 bits per channel.")
+    deep = _has_16_bits(image)
     if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        opaque = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return opaque.convert("RGB")
+    rgb = image.convert("RGB")
+    if deep:
+        _require_range(256 * int(np.asarray(rgb).max()))
+    return rgb
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+
+
+def _require_range(highest: int) -> None:
+    """Raise for values that use a small part of the range: scaled to 8 bits, they would be all but black."""
+    if 0 < highest < 4096:
+        raise _Unfit(
+            "its 16 bits hold values of at most 12 bits, so the picture would be all but black. Multiply its "
+            "values so that they reach 65535, or save it with 8 bits per channel."
+        )
 
 
 # Masks

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from weakseg.data.coco import read_coco
 from weakseg.data.dataset import Dataset
-from weakseg.data.findings import Report
+from weakseg.data.findings import Report, reading
 from weakseg.data.folder import read_folder
 from weakseg.data.voc import LISTS, read_voc
 from weakseg.errors import WeaksegError
@@ -57,7 +58,9 @@ def open_dataset(path: Path | str, format: str | None = None, report: Report | N
         format = next((name for name, known in FORMATS.items() if known.matches(path)), None)
     if format is None:
         raise WeaksegError(_looked_for(path))
-    return FORMATS[format].read(path, report)
+    with reading(path, report) as report:
+        dataset = FORMATS[format].read(path, report)
+        return replace(dataset, notes=tuple(report.notes))
 
 
 def _looked_for(path: Path) -> str:

@@ -227,8 +227,8 @@ def simulate_dataset(
     """Write the simulated weak labels of some splits as the `labels.json` of a data set in the `folder` format.
 
     `kinds` says which of `KINDS` are written. An image's labels depend on `seed` and its name alone. `progress` is
-    called after every image. Raises `WeaksegError` for an unknown kind or split, an image without a mask, or an
-    image in two of the splits (the file names one split for each image).
+    called after every image. Raises `WeaksegError` for an unknown kind or split, an image without a mask, an
+    image in two of the splits (the file names one split for each image), or masks without any class.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
@@ -236,15 +236,16 @@ def simulate_dataset(
         raise WeaksegError(f"Cannot simulate {found}: choose some of the weak labels {', '.join(KINDS)}.")
     work = _split_of_each(dataset, splits)
 
-    def entry(item: tuple[Sample, str]) -> tuple[str, dict[str, Any]]:
+    def entry(item: tuple[Sample, str]) -> tuple[str, dict[str, Any], bool]:
         sample, split = item
         if sample.mask is None:
             raise WeaksegError(
                 f'{dataset.root}: image "{sample.name}" of split "{split}" has no mask to derive weak labels from. '
                 "Choose a split whose images all have masks."
             )
+        mask = sample.mask.read()
         labels = simulate(
-            sample.mask.read(),
+            mask,
             np.random.default_rng([seed, *sample.name.encode()]),
             tags="tags" in kinds,
             boxes="boxes" in kinds,
@@ -253,13 +254,21 @@ def simulate_dataset(
             background=background,
             min_area=min_area,
         )
-        return sample.name + sample.image.suffix, {**_named(labels, dataset.classes, kinds), "split": split}
+        content = {**_named(labels, dataset.classes, kinds), "split": split}
+        return sample.name + sample.image.suffix, content, bool(tags_of(np.unique(mask)))
 
     images = {}
-    for name, labels in threaded(entry, work):
+    shown = False
+    for name, labels, shows in threaded(entry, work):
         images[name] = labels
+        shown |= shows
         if progress is not None:
             progress()
+    if images and not shown:
+        raise WeaksegError(
+            f"{dataset.root}: no mask shows any class, so there is nothing to derive labels from. Classes have "
+            "the values 1, 2, … in masks; 255 is void."
+        )
     _write_labels(out_path, dataset.classes, images)
 
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading
+from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
 from weakseg.data.pickled import read_pickled_dict
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json
-from weakseg.labels import BACKGROUND, VOID, Box, Classes, WeakLabels
+from weakseg.files import read_json, read_text
+from weakseg.labels import BACKGROUND, RESERVED, VOID, Box, Classes, WeakLabels, folded
+from weakseg.settings import shown
 
 # fmt: off
 VOC_CLASSES = (
@@ -54,7 +56,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
     with reading(root, report) as report:
         classes, values = _classes(root)
         images = find_files(root / "JPEGImages", IMAGE_SUFFIXES, report)
-        masks = {folder: find_files(root / folder, (".png",), report) for folder in MASK_FOLDERS}
+        masks = {folder: find_files(root / folder, (".png",), report, note_others=True) for folder in MASK_FOLDERS}
         objects, contexts = (find_files(root / folder, (".png",), report) for folder in (OBJECTS, CONTEXTS))
         weak_labels = _weak_labels(root, images, classes, values, report)
         lists = sorted((root / LISTS).glob("*.txt"))
@@ -70,13 +72,16 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
             for line in _read_list(path, report):
                 name = match_name(line.image, images)
                 if name is None:
-                    report.problems.append(f'{line.where}: there is no image "{line.image}" in {root / "JPEGImages"}.')
-                    continue
-                if name in samples:
-                    report.problems.append(f'{line.where}: "{name}" is listed a second time. Delete one of the lines.')
+                    report.problem(f"there is no such image in {root / 'JPEGImages'}.", f'{line.where}, "{line.image}"')
                     continue
                 mask = _find_mask(line, name, masks, folders, report)
                 truth = IndexMask(mask, values) if mask else None
+                if name in samples:
+                    if samples[name].mask == truth:
+                        report.note("the image is listed a second time; it counts once.", f'{line.where}, "{name}"')
+                    else:
+                        report.problem("the image is listed a second time, with another mask.", line.where)
+                    continue
                 context = IndexMask(contexts[name], values) if name in contexts else None
                 samples[name] = Sample(name, images[name], weak_labels(name), truth, objects.get(name), context)
             splits[path.stem] = list(samples.values())
@@ -95,7 +100,8 @@ def _classes(root: Path) -> tuple[Classes, dict[int, int]]:
     numbers = read_json(path)
     if not isinstance(numbers, dict) or not all(type(v) is int and 0 <= v <= 255 for v in numbers.values()):
         raise WeaksegError(f'{path} must map each class name to its value in the masks, 0 … 255, such as {{"cat": 8}}.')
-    names = sorted(numbers.keys() - {"background", "void"}, key=lambda name: numbers[name])
+    numbers = {folded(name) if folded(name) in RESERVED else name: number for name, number in numbers.items()}
+    names = sorted(numbers.keys() - set(RESERVED), key=lambda name: numbers[name])
     try:
         classes = Classes(names)
         return classes, _translation(classes, numbers)
@@ -128,10 +134,9 @@ _PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+
 
 
 def _read_list(path: Path, report: Report) -> Iterator[_Line]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise WeaksegError(f"{path} is not UTF-8 text (byte {error.start}).") from None
+    text, foreign = read_text(path, fallback="cp1252")
+    if foreign:
+        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{path}, line {number}"
         if not (line := line.strip()):
@@ -141,9 +146,10 @@ def _read_list(path: Path, report: Report) -> Iterator[_Line]:
         elif (pair := _PAIR.fullmatch(line)) and pair["folder"] in MASK_FOLDERS:
             yield _Line(where, pair["image"], (pair["folder"], pair["mask"]))
         else:
-            report.problems.append(
-                f'{where}: "{line}" is neither the name of an image nor a pair such as '
-                '"/JPEGImages/x.jpg /SegmentationClassAug/x.png".'
+            report.problem(
+                "the line is neither the name of an image nor a pair such as "
+                '"/JPEGImages/x.jpg /SegmentationClassAug/x.png".',
+                f'{where}, "{line}"',
             )
 
 
@@ -155,7 +161,7 @@ def _find_mask(
     folder, reference = line.mask
     mask = match_name(reference, masks[folder])
     if mask is None:
-        report.problems.append(f'{line.where}: there is no mask "{reference}" in {folder}.')
+        report.problem(f"there is no such mask in {folder}.", f'{line.where}, "{reference}"')
         return None
     return masks[folder][mask]
 
@@ -163,6 +169,7 @@ def _find_mask(
 # Weak labels
 
 Tags = dict[str, frozenset[int]]
+_XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
 
 
 def _weak_labels(
@@ -177,7 +184,7 @@ def _weak_labels(
     def of(name: str) -> WeakLabels:
         if name not in annotations:
             return WeakLabels(listed.get(name, published.get(name)))
-        annotated, boxes = _read_annotation(annotations[name], classes, report)
+        annotated, boxes = _read_annotation(annotations[name], images[name], classes, report)
         return WeakLabels(listed.get(name, published.get(name, annotated)), boxes)
 
     return of
@@ -198,7 +205,7 @@ def _read_tags_json(path: Path, images: Mapping[str, Path], classes: Classes, re
                 raise WeaksegError("the tags must be a list of class names.")
             tags[name] = frozenset(classes.label(tag) for tag in names)
         except WeaksegError as error:
-            report.problems.append(f'{path}, image "{image}": {error}')
+            report.problem(str(error), f'{path}, image "{image}"')
     return tags
 
 
@@ -214,40 +221,47 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
             continue
         present = [int(index) + 1 for index in np.flatnonzero(vector)]
         if unknown := [value for value in present if values.get(value, VOID) in (BACKGROUND, VOID)]:
-            report.problems.append(f'{path}, image "{key}": no class has the value {unknown[0]}.')
+            report.problem(f"no class has the value {unknown[0]}.", f'{path}, image "{key}"')
         else:
             tags[name] = frozenset(values[value] for value in present)
     return tags
 
 
-def _read_annotation(path: Path, classes: Classes, report: Report) -> tuple[frozenset[int], tuple[Box, ...]]:
+def _read_annotation(
+    path: Path, image: Path, classes: Classes, report: Report
+) -> tuple[frozenset[int], tuple[Box, ...]]:
     """Tags and boxes of the objects of one XML file."""
     labels = set()
     boxes = []
     try:
         # Parts (head, hand, foot) lie deeper in the tree and are not found.
-        for element in _parse_xml(path).findall("object"):
-            try:
-                label = classes.label((element.findtext("name") or "").strip())
-                labels.add(label)
-                if (bounds := element.find("bndbox")) is not None:
-                    boxes.append(_box(label, bounds))
-            except WeaksegError as error:
-                report.problems.append(f"{path}: {error}")
+        objects = _parse_xml(path).findall("object")
     except WeaksegError as error:
-        report.problems.append(str(error))
+        report.problem(str(error))
+        return frozenset(), ()
+    size = size_of(image) if any(element.find("bndbox") is not None for element in objects) else None
+    for element in objects:
+        try:
+            label = classes.label((element.findtext("name") or "").strip())
+            labels.add(label)
+            if (bounds := element.find("bndbox")) is not None:
+                boxes.append(_box(label, bounds, size, Places(report), str(path)))
+        except WeaksegError as error:
+            report.problem(str(error), str(path))
     return frozenset(labels), tuple(boxes)
 
 
-def _box(label: int, bounds: ElementTree.Element) -> Box:
-    texts = [bounds.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")]
+def _box(label: int, bounds: ElementTree.Element, size: Size | None, places: Places, where: str) -> Box:
+    texts = [bounds.findtext(side, "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        left, top, right, bottom = (round(float(text)) for text in texts)
-    except (ValueError, OverflowError):
-        raise WeaksegError(f"a box has the sides {texts}, which are not four numbers.") from None
-    if not (1 <= left <= right and 1 <= top <= bottom):
-        raise WeaksegError(f"the box {texts} is empty or begins before pixel 1.")
-    return Box(label, left - 1, top - 1, right, bottom)
+        left, top, right, bottom = (float(text) for text in texts)
+    except ValueError:
+        raise WeaksegError(f"a box has the sides {shown(texts)}, which are not four numbers.") from None
+    if not all(abs(side) <= LARGEST for side in (left, top, right, bottom)):
+        raise WeaksegError(f"a box has the sides {shown(texts)}, which are not four numbers of pixels.")
+    if left > right or top > bottom:
+        raise WeaksegError(f"the box {shown(texts)} (xmin, ymin, xmax, ymax) ends before it begins.")
+    return places.box(label, (left - 1, top - 1, right, bottom), size, where)
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
@@ -256,16 +270,30 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     def refuse(*_: object) -> None:
         raise WeaksegError(f"{path} declares a document type, which no annotation needs; refused.")
 
+    if path.stat().st_size > MAX_ANNOTATION_BYTES:
+        raise WeaksegError(f"{path} is larger than {MAX_ANNOTATION_BYTES >> 20} MiB; this is no annotation.")
     builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
+    # The text is decoded here: the parser knows few encodings, and stumbles over the names of others.
+    parser = expat.ParserCreate("utf-8")
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda name, _: builder.start(name, {})
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
-    if path.stat().st_size > MAX_ANNOTATION_BYTES:
-        raise WeaksegError(f"{path} is larger than {MAX_ANNOTATION_BYTES >> 20} MiB; this is no annotation.")
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(_xml_text(path).encode(), True)
         return builder.close()
-    except (expat.ExpatError, OSError) as error:
+    except expat.ExpatError as error:
         raise WeaksegError(f"{path} is not readable XML ({error}). Replace it.") from None
+    except UnicodeEncodeError:
+        raise WeaksegError(f"{path} is not text of the encoding that its first line declares. Replace it.") from None
+
+
+def _xml_text(path: Path) -> str:
+    """The text of an XML file in the encoding that its first line declares, UTF-8 where it declares none."""
+    declared = _XML_ENCODING.match(path.read_bytes()[:200])
+    name = declared[1].decode() if declared else None
+    try:
+        "".encode(name or "utf-8")
+    except (LookupError, ValueError):
+        raise WeaksegError(f'{path} declares the unknown encoding "{name}". Save it again as UTF-8.') from None
+    return read_text(path, fallback=name)[0]
