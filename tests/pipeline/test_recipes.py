@@ -15,6 +15,7 @@ from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stage import Reads, Stage
+from weakseg.pipeline.stages.superpixels import Superpixels
 from weakseg.settings import Settings
 
 
@@ -244,13 +245,17 @@ def test_stages_know_what_they_read() -> None:
 
 def small_and_short(name: str) -> list[str]:
     """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells."""
-    learning = [stage for stage, settings in load_recipe(name).stages.items() if isinstance(settings, Learning)]
-    changes = (
-        "model.backbone={name: small, output_stride: 8, weights: null}",
-        "augment={scale_range: [0.75, 1.25], crop: 40}",
-        "train={steps: 2, batch_size: 4}",
-    )
-    return ["runtime.device=cpu", "data={}", *(f"{stage}.{change}" for stage in learning for change in changes)]
+    stages = load_recipe(name).stages.items()
+    learning = [stage for stage, settings in stages if isinstance(settings, Learning)]
+    merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
+    small = "backbone={name: small, output_stride: 8, weights: null}"
+    changes = (f"model.{small}", "augment={scale_range: [0.75, 1.25], crop: 40}", "train={steps: 2, batch_size: 4}")
+    return [
+        "runtime.device=cpu",
+        "data={}",
+        *(f"{stage}.{change}" for stage in learning for change in changes),
+        *(f"{stage}.{small}" for stage in merging),
+    ]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

@@ -136,8 +136,9 @@ def _on_context(context: Context, masks: str) -> dict[str, Any]:
         return {}
     stage = context.stages[masks]
     assert isinstance(stage, Masks)
-    read = partial(read_maps, context.folder(stage.maps))
-    return {"context": measure_context(context.score, context.dataset.classes, read)}
+    source = context.folder(stage.maps)
+    scores = measure_context(context.score, context.dataset.classes, lambda s: read_maps(source, s).unsigned())
+    return {"context": scores}
 
 
 def _row(title: str, split: str, scores: Mapping[str, Any], **more: Any) -> dict[str, Any]:

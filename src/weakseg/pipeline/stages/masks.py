@@ -167,6 +167,7 @@ class Masks(Stage):
             ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
         ]
         readers += self._folders(context)
+        self._write_curve(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
             item = read_fields(sample, readers, method.fields)
@@ -195,11 +196,7 @@ class Masks(Stage):
             raise WeaksegError(f'The maps of "{self.maps}" have no background of their own; set rule to threshold.')
         if first.has_background and self.rule != "threshold":
             return self._decided(context, folder, None, "the maps have a background of their own")
-        if context.score and not first.has_background and not (folder / "curve.json").exists():
-            curve = measure_curve(context.score, context.dataset.classes, partial(read_maps, source))
-            if parallel.rank() == 0:
-                write_json(folder / "curve.json", curve.to_dict())
-            parallel.barrier()
+        self._write_curve(context, source, folder)
         if not isinstance(self.threshold, str):
             return self._decided(context, folder, self.threshold, "given")
         if self.threshold == "auto" and (folder / "curve.json").exists():
@@ -207,6 +204,16 @@ class Masks(Stage):
             return self._decided(context, folder, best, "best on the score split")
         origin = "given" if self.threshold == "adaptive" else "no masks are there to choose one"
         return self._decided(context, folder, "adaptive", origin)
+
+    def _write_curve(self, context: Context, source: Path, folder: Path) -> None:
+        """The threshold curve of maps without a background of their own, where there are masks."""
+        has_background = read_maps(source, context.train[0]).has_background
+        if not context.score or has_background or (folder / "curve.json").exists():
+            return
+        curve = measure_curve(context.score, context.dataset.classes, lambda s: read_maps(source, s).unsigned())
+        if parallel.rank() == 0:
+            write_json(folder / "curve.json", curve.to_dict())
+        parallel.barrier()
 
     def _decided(self, context: Context, folder: Path, threshold: T, origin: str) -> T:
         context.log("threshold", threshold=threshold, origin=origin)
