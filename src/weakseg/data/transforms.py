@@ -97,7 +97,9 @@ def _as_list(value: Any) -> Any:
 
 
 Ascending = AfterValidator(_ascending)
-Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0.01, le=16)]
+SMALLEST_CROP, LARGEST_CROP = 8, 8192
+"""Sides of a training image in pixels, between which networks work at all."""
 
 
 class Augmentation(Settings):
@@ -116,7 +118,7 @@ class Augmentation(Settings):
     resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = None
     scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = None
     scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = None
-    crop: PositiveInt = 321
+    crop: int = Field(default=321, ge=SMALLEST_CROP, le=LARGEST_CROP, description="side of the square, pixels")
     mirror: bool = True
     padding: Literal["mean", "black", "grey"] = Field(
         default="mean", description="the colour outside of the image; grey: 127 in all channels"

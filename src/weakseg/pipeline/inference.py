@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -68,14 +68,21 @@ class Prediction:
     score_labels: LabelArray
 
 
-def predict(model: Model, image: Image, inference: Inference, device: torch.device) -> Prediction:
+def predict(
+    model: Model,
+    image: Image,
+    inference: Inference,
+    device: torch.device,
+    present: Collection[int] | None = None,
+) -> Prediction:
     """What a model sees in an image (H, W, 3). Its network must be on `device`, in evaluation mode.
 
-    A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores, and
-    then where, by its activation maps against `inference.threshold`.
+    A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores unless
+    their labels are given as `present`, and then where, by its activation maps against `inference.threshold`.
     """
     require_images_only(model)
-    ((scores, labels),) = _scores(model, [image], Views.of([image], inference.scales, device), inference, device)
+    views = Views.of([image], inference.scales, device)
+    ((scores, labels),) = _scores(model, [image], views, inference, device, [present])
     return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
 
 
@@ -97,10 +104,11 @@ def predict_batches(
     write: Callable[[T, Item, Prediction], None],
     inference: Inference,
     device: torch.device,
+    present: Callable[[T], Collection[int] | None] = lambda key: None,
 ) -> Iterator[None]:
     """`predict` for many images with the fields that the network reads at inference, in batches of one size; yields
     once for each that is written. Threads `read` ahead of the network and decide and `write` behind it. A key that
-    `read` gives None for is left out."""
+    `read` gives None for is left out. `present` are the labels of the classes in an image, where they are known."""
     fields = {name: field for name, field in model.network.fields.items() if field.at_inference}
 
     def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Item]], Views | None]:
@@ -113,7 +121,8 @@ def predict_batches(
         found, views = inputs
         if views is None:
             return
-        all_scores = _scores(model, [item["image"] for _, item in found], views, inference, device)
+        known = [present(key) for key, _ in found]
+        all_scores = _scores(model, [item["image"] for _, item in found], views, inference, device, known)
         for (key, item), (scores, labels) in zip(found, all_scores, strict=True):
             yield key, item, scores, labels
 
@@ -126,7 +135,12 @@ def predict_batches(
 
 
 def _scores(
-    model: Model, images: Sequence[Image], views: Views, inference: Inference, device: torch.device
+    model: Model,
+    images: Sequence[Image],
+    views: Views,
+    inference: Inference,
+    device: torch.device,
+    known: Sequence[Collection[int] | None],
 ) -> Iterator[tuple[Tensor, LabelArray]]:
     """For each of `images` of one size, scores (R, H, W) before any CRF, perhaps on `device`, and their labels (R,)."""
     network = model.network
@@ -135,9 +149,12 @@ def _scores(
             yield scores, np.arange(len(scores), dtype=np.uint8)
         return
     assert isinstance(network, Localiser)
-    original = torch.from_numpy(np.stack(images))
-    probabilities = torch.sigmoid(network_outputs(network.scores, original, device, mirror=False, views=views))
-    labels = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
+    labels = [sorted(present or ()) for present in known]
+    if any(present is None for present in known):
+        original = torch.from_numpy(np.stack(images))
+        probabilities = torch.sigmoid(network_outputs(network.scores, original, device, mirror=False, views=views))
+        seen = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
+        labels = [given if known[i] is not None else seen[i] for i, given in enumerate(labels)]
     maps = multi_scale_maps(network.activation_maps, views, labels, device)
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
