@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import warnings
@@ -269,25 +270,37 @@ def _seeds(text: str) -> list[int]:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings, explained.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema of recipe files, from which editors complete.")
+    ] = False,
 ) -> None:
-    """List the recipes that come with weakseg, or print one.
+    """List the recipes that come with weakseg, or print one with what each setting means.
 
     \b
     Examples:
       weakseg recipes
       weakseg recipes cam > mine.yaml
+      weakseg recipes --schema > recipe.schema.json
     """
     from weakseg.pipeline.recipe_files import shipped_recipes
 
+    if schema:
+        from weakseg.pipeline.describe import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return
     if name is not None:
         from weakseg.pipeline.recipe import load_recipe
 
-        print(load_recipe(name).as_yaml(), end="")
+        recipe = load_recipe(name)
+        from weakseg.pipeline.describe import explained
+
+        print(explained(recipe), end="")
         return
     known = shipped_recipes()
-    for recipe, about in known.items():
-        print(f"{recipe:{max(map(len, known))}}  {about}")
+    for recipe_name, about in known.items():
+        print(f"{recipe_name:{max(map(len, known))}}  {about}")
 
 
 @app.command()
