@@ -205,7 +205,7 @@ def compare(
         print(f"Comparison: {out / 'compare.html'}")
     if failed:
         lines = (f"  {folder}: {message}" for folder, message in failed.items())
-        raise WeaksegError("\n".join([f"{len(failed)} runs failed.", *lines]))
+        raise WeaksegError("\n".join(["Some runs failed:", *lines]))
 
 
 def _folders(data: list[Path], out: Path) -> dict[Path, Path]:
