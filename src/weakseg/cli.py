@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
+import io
+import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weakseg.errors import Stopped, WeaksegError
+from weakseg.errors import Stopped, WeaksegError, explain
 from weakseg.version import __version__
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def main() -> None:
     # soon as any other process wants it, too.
     if not WAITING.intersection(os.environ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    warnings.filterwarnings("ignore", module="PIL")  # about metadata, which nothing here uses
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whose encoding may lack letters of a class or a file name
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except WeaksegError as error:
@@ -68,17 +74,14 @@ def main() -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except BrokenPipeError:  # whoever read what we print has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        text = explain(error)
+        if text is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(
-            f"Error: the disk is full{where}. Free some space and run the same command again; finished work is kept."
-        )
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        sys.exit("Error: the GPU's memory is full. Make batch_size smaller, or accumulate=2 with the same batch_size.")
+        sys.exit(f"Error: {text}")
 
 
 @app.callback(invoke_without_command=True)
@@ -202,7 +205,7 @@ def compare(
         print(f"Comparison: {out / 'compare.html'}")
     if failed:
         lines = (f"  {folder}: {message}" for folder, message in failed.items())
-        raise WeaksegError("\n".join([f"{len(failed)} runs failed.", *lines]))
+        raise WeaksegError("\n".join(["Some runs failed:", *lines]))
 
 
 def _folders(data: list[Path], out: Path) -> dict[Path, Path]:
@@ -267,25 +270,37 @@ def _seeds(text: str) -> list[int]:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings, explained.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema of recipe files, from which editors complete.")
+    ] = False,
 ) -> None:
-    """List the recipes that come with weakseg, or print one.
+    """List the recipes that come with weakseg, or print one with what each setting means.
 
     \b
     Examples:
       weakseg recipes
       weakseg recipes cam > mine.yaml
+      weakseg recipes --schema > recipe.schema.json
     """
     from weakseg.pipeline.recipe_files import shipped_recipes
 
+    if schema:
+        from weakseg.pipeline.describe import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return
     if name is not None:
         from weakseg.pipeline.recipe import load_recipe
 
-        print(load_recipe(name).as_yaml(), end="")
+        recipe = load_recipe(name)
+        from weakseg.pipeline.describe import explained
+
+        print(explained(recipe), end="")
         return
     known = shipped_recipes()
-    for recipe, about in known.items():
-        print(f"{recipe:{max(map(len, known))}}  {about}")
+    for recipe_name, about in known.items():
+        print(f"{recipe_name:{max(map(len, known))}}  {about}")
 
 
 @app.command()
@@ -301,6 +316,11 @@ def predict(
         str | None, typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="The background's score, for localisers.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Write areas.csv: the pixels of every class.")] = False,
+    tags: Annotated[
+        Path | None,
+        typer.Option("--tags", help="A labels.csv or labels.json with the classes in the images, for localisers."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Write masks for any images: palette PNGs, overlays and, if wanted, probabilities.
@@ -312,6 +332,7 @@ def predict(
     Examples:
       weakseg predict runs/photos holiday.jpg --out predicted
       weakseg predict runs/photos/segment/model photos/ --out predicted --probabilities --crf deeplab
+      weakseg predict runs/photos/cam/model photos/images --out maps --tags photos/labels.csv --table
     """
     from weakseg.pipeline.predict import find_model, predict_files
     from weakseg.runtime import RuntimeSettings, start
@@ -333,6 +354,8 @@ def predict(
         device=start(runtime).device,
         probabilities=probabilities,
         overlays=overlays,
+        table=table,
+        tags=tags,
     )
     print(how)
     print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
@@ -396,7 +419,9 @@ def evaluate(
     masks: Annotated[Path, typer.Argument(help="Folder of label maps, NAME.png for each image of the split.")],
     data: DataFolder,
     out: OutFolder,
-    split: Annotated[str, typer.Option(help="The split whose masks to compare with.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="The split whose masks to compare with. Default: val, or the only one.")
+    ] = None,
     format: Format = None,
 ) -> None:
     """Compare masks with ground truth: mIoU, per-class table, boundary F-score, confusion matrix.
@@ -408,7 +433,10 @@ def evaluate(
     from weakseg.data.opening import open_dataset
     from weakseg.report.evaluation import evaluate_folder
 
-    print(evaluate_folder(masks, open_dataset(data, format), split, out))
+    dataset = open_dataset(data, format)
+    if split is None:
+        split = "val" if "val" in dataset.splits else dataset.only_split() or "val"
+    print(evaluate_folder(masks, dataset, split, out))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ class RuntimeSettings(Settings):
     """Where and how a run works, without influence on what comes out."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is a GPU")
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         default="auto", description="processes that load images; auto: none on a CPU"
     )
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="time between two checkpoints")

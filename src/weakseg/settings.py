@@ -91,7 +91,13 @@ def faults(error: ValidationError, values: object) -> list[Fault]:
     for item in error.errors(include_url=False):
         details = dict(item)
         by_place.setdefault(_place(details, values), []).append(details)
-    return [Fault(place, found[0]["type"], _sentence(found)) for place, found in by_place.items()]
+    # A list is "too short" without the elements that are wrong themselves.
+    inside = {place[:-1] for place in by_place if place}
+    return [
+        Fault(place, found[0]["type"], _sentence(found))
+        for place, found in by_place.items()
+        if not (place in inside and found[0]["type"] == "too_short")
+    ]
 
 
 def _place(details: Mapping[str, Any], values: object) -> tuple[str | int, ...]:

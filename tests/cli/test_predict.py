@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,8 +120,8 @@ def test_a_localiser_says_that_the_classifier_decides(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scales", "1,big"], "Error: inference.scales.1: input should be a valid number"),
-        (["--scales", "-1"], "Error: inference.scales.0: input should be greater than 0"),
+        (["--scales", "1,big"], "Error: inference.scales.1: expected a number"),
+        (["--scales", "-1"], "Error: inference.scales.0: expected a number of 0.01 or more"),
         (["--crf", "deeplob"], "Error: inference.crf: there is no such set of CRF parameters; known: affinitynet"),
         (["--threshold", "0.2"], "Error: threshold has no effect on a segmenter"),
         (["--device", "gpu"], 'Error: device: expected auto, cpu or cuda (found "gpu")'),
@@ -142,7 +146,7 @@ def test_wrong_images(weakseg: Any, finished: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "letter.txt").write_text("dear reader")
     assert "letter.txt is not a readable JPEG / PNG / " in refused(tmp_path / "letter.txt")
-    assert "empty holds no images (.jpg, .jpeg, .png" in refused(tmp_path / "empty")
+    assert "empty holds no images (.jpg, .jpeg, .jpe" in refused(tmp_path / "empty")
     assert "gone does not exist" in refused(tmp_path / "gone")
     for name in ("a.jpg", "a.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / "empty" / name)
@@ -209,3 +213,83 @@ def test_a_broken_model_folder(
     assert answer.status == 1
     assert message in answer.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_areas(weakseg: Any, finished: Any, photos: Path, tmp_path: Path) -> None:
+    answer = weakseg("predict", finished.run, photos, "--out", tmp_path / "out", "--table", "--no-overlays")
+    assert answer.status == 0, answer.err
+    header, *rows = csv.reader((tmp_path / "out" / "areas.csv").open(encoding="utf-8", newline=""))
+    assert header == ["image", "pixels", "background", "kettle", "spoon"]
+    assert [row[0] for row in rows] == sorted(f"size {name}/{name} 🏔.jpg" for name in SIZES)
+    for name, *areas in rows:
+        mask = read_label_map((tmp_path / "out" / "masks" / name).with_suffix(".png"))
+        assert list(map(int, areas)) == [mask.size, *np.bincount(mask.ravel(), minlength=3)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_localiser_can_be_told_the_classes(
+    weakseg: Any, finished: Any, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    known = {"photos/size odd/odd 🏔.jpg": ["spoon"], "flat 🏔": [], "elsewhere.jpg": ["kettle"]}
+    tags = tmp_path / f"tags.{suffix}"
+    if suffix == "csv":
+        rows = [f"{name},{';'.join(classes)}" for name, classes in known.items()]
+        tags.write_text("\n".join(["image,tags", *rows]), encoding="utf-8")
+    else:
+        tags.write_text(json.dumps({"images": {name: {"tags": classes} for name, classes in known.items()}}))
+    (photos / "size flat" / "flat 🏔.jpg").rename(photos / "flat 🏔.jpg")
+    words = ("predict", finished.run / "cam" / "model", photos, "--out", tmp_path / "out", "--probabilities")
+    answer = weakseg(*words, "--tags", tags)
+    assert answer.status == 0, answer.err
+    assert "was told which classes are present in 2 of 3 images" in answer.out
+    assert read_npz(tmp_path / "out" / "scores" / "size odd" / "odd 🏔.npz")["labels"].tolist() == [0, 2]
+    assert read_npz(tmp_path / "out" / "scores" / "flat 🏔.npz")["labels"].tolist() == [0]
+
+
+def test_tags_that_cannot_be_used(weakseg: Any, finished: Any, photos: Path, tmp_path: Path) -> None:
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\nsize one/one 🏔,teapot\n", encoding="utf-8")
+    answer = weakseg("predict", finished.run / "cam" / "model", photos, "--out", tmp_path / "out", "--tags", tags)
+    assert answer.status == 1
+    assert 'tags.csv, line 2: Unknown class "teapot"' in answer.err
+    tags.write_text("image,tags\nanother,kettle\n", encoding="utf-8")
+    answer = weakseg("predict", finished.run / "cam" / "model", photos, "--out", tmp_path / "out", "--tags", tags)
+    assert answer.status == 1
+    assert "tags.csv says nothing of any of the 3 images" in answer.err
+    answer = weakseg("predict", finished.run, photos, "--out", tmp_path / "out", "--tags", tags)
+    assert "--tags has no effect on a segmenter" in answer.err
+
+
+LITTLE_MEMORY = """
+import os, resource, sys
+from pathlib import Path
+import torch
+from weakseg.cli import main
+from weakseg.pipeline.predict import find_model
+
+find_model(Path(sys.argv[2]))
+torch.nn.functional.conv2d(torch.zeros(1, 3, 9, 9), torch.zeros(3, 3, 3, 3))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (1 << 29)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
+def test_an_image_too_large_for_the_memory_does_not_stop_the_others(
+    finished: Any, photos: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (5000, 4000), "green").save(photos / "huge.jpg")
+    command = ["predict", finished.run, photos, "--out", tmp_path / "out", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Error: 1 of 4 images failed:" in done.stderr
+    assert f"{photos / 'huge.jpg'} is too large for the memory. Scale it down" in done.stderr
+    assert {file for file in files(tmp_path / "out") if file.startswith("masks/")} == names("masks", ".png")

@@ -47,7 +47,7 @@ def denormalised(view: np.ndarray) -> np.ndarray:
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.integers(0, 99))
+@given(SIDES, SIDES, st.integers(8, 60), STYLES, st.integers(0, 99))
 def test_image_and_labels_stay_together(height: int, width: int, side: int, style: Style, seed: int) -> None:
     image, labels = coordinates(height, width)
     augmentation = Augmentation(style=style, crop=side)
@@ -119,7 +119,7 @@ ALL_STYLES = st.sampled_from(["irnet", "deeplab", "seam_retrain"])
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.integers(1, 60), ALL_STYLES, st.integers(0, 99))
+@given(SIDES, SIDES, st.integers(8, 60), ALL_STYLES, st.integers(0, 99))
 def test_fields_of_every_kind_follow_their_pixels(height: int, width: int, side: int, style: Style, seed: int) -> None:
     arrays = with_fields(height, width)
     view = Augmentation(style=style, crop=side)(arrays, FIELDS, np.random.default_rng(seed))
@@ -140,7 +140,7 @@ def test_fields_of_every_kind_follow_their_pixels(height: int, width: int, side:
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.integers(1, 60), STYLES, st.floats(0.3, 3), st.integers(0, 99))
+@given(SIDES, SIDES, st.integers(8, 60), STYLES, st.floats(0.3, 3), st.integers(0, 99))
 def test_scaled_fields_are_at_the_place_that_the_geometry_tells(
     height: int, width: int, side: int, style: Style, factor: float, seed: int
 ) -> None:
@@ -274,9 +274,9 @@ def test_resizing_keeps_a_constant_image(style: Style) -> None:
     [
         ({"scale_range": [1.5, 0.5]}, "train.augment.scale_range: the lower end of the range comes first"),
         ({"scale_range": [0.5, 1], "scale_choices": [1]}, "set scale_range or scale_choices, not both"),
-        ({"scale_range": ["a", 1.0]}, "train.augment.scale_range.0: input should be a valid number"),
-        ({"scale_range": [1.0, float("inf")]}, "train.augment.scale_range.1: input should be a finite number"),
-        ({"crop": 0}, "train.augment.crop: input should be greater than 0"),
+        ({"scale_range": ["a", 1.0]}, "train.augment.scale_range.0: expected a number"),
+        ({"scale_range": [1.0, float("inf")]}, "train.augment.scale_range.1: expected a"),
+        ({"crop": 0}, "train.augment.crop: expected a number of 8 or more"),
         ({"scale_choices": []}, "train.augment.scale_choices: "),
         ({"resize_lon": [320, 640]}, 'train.augment.resize_lon: unknown setting. Did you mean "resize_long"?'),
     ],

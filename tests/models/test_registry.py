@@ -24,7 +24,7 @@ from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
 from weakseg.models.registry import BACKBONES, BackboneSettings, build_backbone
 from weakseg.models.resnet import resnet18
-from weakseg.models.weights import IMAGENET_FILES, imagenet_weights, load_weights
+from weakseg.models.weights import IMAGENET_FILES, imagenet_weights, load_weights, read_state
 from weakseg.settings import validate
 
 
@@ -141,6 +141,19 @@ class _Trap:
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_name_the_file(
+    state: dict[str, Tensor], tmp_path: Path, suffix: str, value: float
+) -> None:
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    broken = {**state, name: torch.full_like(state[name], value)}
+    path = tmp_path / f"x{suffix}"
+    torch.save(broken, path) if suffix == ".pth" else save_file(broken, path)
+    with pytest.raises(WeaksegError, match=rf"x\{suffix} holds numbers that are not finite .*1 of .*{name}"):
+        read_state(path)
 
 
 def test_runs_no_code_of_a_file(tmp_path: Path) -> None:

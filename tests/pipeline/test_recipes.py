@@ -53,7 +53,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("cam.train.epoch=2", 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
         ("cam.trian.epochs=2", 'cam.trian: unknown setting. Did you mean "train"?'),
         ("cma.train.epochs=2", "--set cma.train.epochs=2: there is no stage or setting 'cma'. Did you mean \"cam\"?"),
-        ("cam.train.epochs=two", "cam.train.epochs: input should be a valid number"),
+        ("cam.train.epochs=two", "cam.train.epochs: expected a number"),
         ("cam.train.epochs", 'write it as key=value, such as "cam.train.epochs=2"'),
         ("cam.train.epochs=[1", "'[1' is not a YAML value"),
         (
@@ -201,9 +201,9 @@ def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
         ("again.polo=pool", 'again.polo: unknown setting. Did you mean "pool"?'),
         ("again.kind=localise", "again.pool: unknown setting."),
         ("maps.localiser=again", "the stages read each other in a circle: "),
-        ("again.paste.variant=spin", "again.paste.variant: input should be 'rotate', 'scale' or 'rotate_blur'"),
+        ("again.paste.variant=spin", "again.paste.variant: expected rotate, scale or rotate_blur"),
         ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
-        ("pool.largest=7", "pool.largest: input should be less than or equal to 1"),
+        ("pool.largest=7", "pool.largest: expected a number of 1.0 or less (found 7)"),
         ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks or predict.'),
     ],
 )

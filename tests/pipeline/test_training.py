@@ -340,8 +340,8 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         ({}, "give either epochs or steps"),
         ({"epochs": 1, "steps": 2}, "give either epochs or steps"),
         ({"epochs": 1, "momentun": 0.5}, 'cam.train.momentun: unknown setting. Did you mean "momentum"?'),
-        ({"epochs": "many"}, "cam.train.epochs: input should be a valid number.*'many'"),
-        ({"epochs": 1, "precision": "fp16"}, "cam.train.precision: input should be 'fp32' or 'bf16'"),
+        ({"epochs": "many"}, "cam.train.epochs: expected a number.*many"),
+        ({"epochs": 1, "precision": "fp16"}, "cam.train.precision: expected fp32 or bf16"),
     ],
 )
 def test_wrong_settings_name_the_key(values: dict[str, Any], message: str) -> None:

@@ -85,6 +85,19 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
         return Dataset(root, "folder", classes, dict(sorted(splits.items())))
 
 
+def read_tags(path: Path, images: Mapping[str, Path], classes: Classes) -> dict[str, frozenset[int]]:
+    """The labels of the classes that a `labels.csv` or `labels.json` names for `images`, by name; others are left out.
+
+    Raises `WeaksegError` for a file that cannot be read, and for classes that are not among `classes`.
+    """
+    with reading(path, None) as report:
+        rows = _read_json(path)[1] if path.suffix.lower() == ".json" else _read_csv(path, report)
+        entries = _entries([row for row in rows if match_name(row.image, images)], images, report)
+        read_labels = _LabelReader(classes, report)
+        tags = {name: read_labels.present(of_image) for name, of_image in entries.items()}
+    return {name: found for name, found in tags.items() if found is not None}
+
+
 # Label files
 
 
@@ -305,6 +318,19 @@ class _LabelReader:
             tuple(point for entry in entries for point in self._each(entry, "points", self._point, size)),
             tuple(stroke for entry in entries for stroke in self._each(entry, "scribbles", self._scribble, size)),
         )
+
+    def present(self, entries: Sequence[_Entry]) -> frozenset[int] | None:
+        """The classes of all kinds of labels together, None where nothing is said of them."""
+        names = {name for entry in entries for name in entry.data.names()}
+        if not names and all(entry.data.tags is None for entry in entries):
+            return None
+        found = []
+        for name in sorted(names):
+            try:
+                found.append(self._label(name))
+            except WeaksegError as error:
+                self.report.problem(str(error), entries[0].where)
+        return frozenset(found) - {BACKGROUND}
 
     def _tags(self, entry: _Entry) -> Iterator[int]:
         for name in dict.fromkeys(entry.data.tags or ()):

@@ -97,7 +97,9 @@ def _as_list(value: Any) -> Any:
 
 
 Ascending = AfterValidator(_ascending)
-Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=0.01, le=16)]
+SMALLEST_CROP, LARGEST_CROP = 8, 8192
+"""Sides of a training image in pixels, between which networks work at all."""
 
 
 class Augmentation(Settings):
@@ -112,17 +114,25 @@ class Augmentation(Settings):
     integers up to ±10 to hue, saturation and value (SEAM's segmenter).
     """
 
-    style: Style = "irnet"
-    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = None
-    scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = None
-    scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = None
-    crop: PositiveInt = 321
-    mirror: bool = True
+    style: Style = Field(default="irnet", description="which program's resampling and rounding, see data/transforms.py")
+    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = Field(
+        default=None, description="pixels: lowest and highest length that the longer side is brought to; null: its own"
+    )
+    scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = Field(
+        default=None, description="lowest and highest factor that sizes are multiplied with; null: none"
+    )
+    scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = Field(
+        default=None, description="factors, one of which sizes are multiplied with; null: none"
+    )
+    crop: int = Field(default=321, ge=SMALLEST_CROP, le=LARGEST_CROP, description="side of the square, pixels")
+    mirror: bool = Field(default=True, description="turn half of the views from left to right")
     padding: Literal["mean", "black", "grey"] = Field(
         default="mean", description="the colour outside of the image; grey: 127 in all channels"
     )
 
-    colour: Literal["jitter", "hsv_shift"] | None = None
+    colour: Literal["jitter", "hsv_shift"] | None = Field(
+        default=None, description="random changes of the colours; null: none"
+    )
 
     @model_validator(mode="after")
     def _fitting(self) -> Augmentation:

@@ -82,7 +82,10 @@ class ICD(base.Localiser):
     class Settings(base.Settings):
         """Defaults are the paper's. New layers learn `head_lr_factor` times as fast as the others."""
 
-        backbone: BackboneSettings = BackboneSettings(name="vgg16_icd", output_stride=8)
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="vgg16_icd", output_stride=8),
+            description="the network whose features are used",
+        )
         feature_stage: int | None = Field(
             default=None,
             ge=1,
@@ -91,13 +94,13 @@ class ICD(base.Localiser):
         )
         width: int = Field(default=1024, gt=0, description="channels of fc6_ft and fc7_ft")
         dropout: float = Field(default=0.5, ge=0, lt=1, description="of what fc8 sees")
-        head_lr_factor: float = Field(default=10.0, gt=0)
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
     class Options(base.Settings):
         """Which maps are made: the `icd` score td or `cam`, by default without negative values."""
 
-        maps: Literal["icd", "cam"] = "icd"
+        maps: Literal["icd", "cam"] = Field(default="icd", description="which branch's scores are the maps")
         signed: bool = Field(default=False, description="keep negative values, for maps of the style raw")
         canvas: int = Field(default=1, ge=1, description="least height and width of what the network sees, pixels")
         align_corners: bool = Field(
@@ -437,7 +440,7 @@ class ICDSeeds(base.MaskRule):
 
         crf: str | None = Field(default="icd", description="the name of a set of CRF parameters; null: no CRF")
         certainty: float = Field(default=0.5, gt=0, lt=1, description="of a seed, before it is normalised")
-        least_probability: float = Field(default=0.1, ge=0, lt=1)
+        least_probability: float = Field(default=0.1, ge=0, lt=1, description="below it a pixel is void")
 
         @field_validator("crf")
         @classmethod

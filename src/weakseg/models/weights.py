@@ -76,13 +76,24 @@ def own_names(path: Path, state: dict[str, Tensor], backbone: str | None = None)
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a `.safetensors`, `.pth`, `.params` (MXNet) or `.caffemodel` (Caffe) file on the CPU,
     without `module.` prefixes; runs no code of the file. Raises `WeaksegError` where it is anything else than a flat
-    table of tensors."""
+    table of finite tensors."""
     if not path.is_file():
         raise WeaksegError(f"The weights {path} do not exist.")
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise WeaksegError(f"{path} is larger than {MAX_WEIGHTS_BYTES >> 30} GiB; no weights of ours are.")
     state = READERS.get(path.suffix, _read_torch)(path)
+    require_finite(path, state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise `WeaksegError` for a file of weights that holds NaN or infinite numbers, with which all results are NaN."""
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise WeaksegError(
+            f"{path} holds numbers that are not finite (NaN or infinity), in {len(broken)} of {len(state)} tensors: "
+            f"{_some(broken)}. Its training has failed, or the file is damaged. Take another file."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

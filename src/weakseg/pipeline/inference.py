@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
-from weakseg.labels import BACKGROUND
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_parameters import CRFParameters, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.otsu import histogram, otsu
@@ -30,19 +29,9 @@ T = TypeVar("T")
 LabelArray = npt.NDArray[np.uint8]
 
 Threshold = Annotated[float, Field(ge=0)]
-CRFReach = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        description="how far the CRF's colours reach (standard deviation), as a part of the size of the objects that "
-        "the scores show, so that it does not take away what is small; null: as far as its parameters say",
-    ),
-]
 
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
-SMALLEST_REACH = 2.0
-"""Pixels."""
 
 PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
@@ -59,7 +48,6 @@ class Inference(Settings):
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
     crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
-    crf_reach: CRFReach = None
     threshold: Threshold | Literal["adaptive"] = Field(
         default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
     )
@@ -80,15 +68,22 @@ class Prediction:
     score_labels: LabelArray
 
 
-def predict(model: Model, image: Image, inference: Inference, device: torch.device) -> Prediction:
+def predict(
+    model: Model,
+    image: Image,
+    inference: Inference,
+    device: torch.device,
+    present: Collection[int] | None = None,
+) -> Prediction:
     """What a model sees in an image (H, W, 3). Its network must be on `device`, in evaluation mode.
 
-    A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores, and
-    then where, by its activation maps against `inference.threshold`.
+    A segmenter decides every pixel. A localiser first decides which classes are present, by its own scores unless
+    their labels are given as `present`, and then where, by its activation maps against `inference.threshold`.
     """
     require_images_only(model)
-    ((scores, labels),) = _scores(model, [image], Views.of([image], inference.scales, device), inference, device)
-    return decide(image, scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
+    views = Views.of([image], inference.scales, device)
+    ((scores, labels),) = _scores(model, [image], views, inference, device, [present])
+    return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
 
 
 def require_images_only(model: Model) -> None:
@@ -109,10 +104,11 @@ def predict_batches(
     write: Callable[[T, Item, Prediction], None],
     inference: Inference,
     device: torch.device,
+    present: Callable[[T], Collection[int] | None] = lambda key: None,
 ) -> Iterator[None]:
     """`predict` for many images with the fields that the network reads at inference, in batches of one size; yields
     once for each that is written. Threads `read` ahead of the network and decide and `write` behind it. A key that
-    `read` gives None for is left out."""
+    `read` gives None for is left out. `present` are the labels of the classes in an image, where they are known."""
     fields = {name: field for name, field in model.network.fields.items() if field.at_inference}
 
     def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Item]], Views | None]:
@@ -125,22 +121,26 @@ def predict_batches(
         found, views = inputs
         if views is None:
             return
-        all_scores = _scores(model, [item["image"] for _, item in found], views, inference, device)
+        known = [present(key) for key, _ in found]
+        all_scores = _scores(model, [item["image"] for _, item in found], views, inference, device, known)
         for (key, item), (scores, labels) in zip(found, all_scores, strict=True):
             yield key, item, scores, labels
 
     def finish(result: tuple[T, Item, Tensor, LabelArray]) -> None:
         key, item, scores, labels = result
         # The thread waits for the device here, not the one that keeps it busy.
-        write(
-            key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
-        )
+        write(key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device))
 
     return pipelined(prepare, compute, finish, batches)
 
 
 def _scores(
-    model: Model, images: Sequence[Image], views: Views, inference: Inference, device: torch.device
+    model: Model,
+    images: Sequence[Image],
+    views: Views,
+    inference: Inference,
+    device: torch.device,
+    known: Sequence[Collection[int] | None],
 ) -> Iterator[tuple[Tensor, LabelArray]]:
     """For each of `images` of one size, scores (R, H, W) before any CRF, perhaps on `device`, and their labels (R,)."""
     network = model.network
@@ -149,9 +149,12 @@ def _scores(
             yield scores, np.arange(len(scores), dtype=np.uint8)
         return
     assert isinstance(network, Localiser)
-    original = torch.from_numpy(np.stack(images))
-    probabilities = torch.sigmoid(network_outputs(network.scores, original, device, mirror=False, views=views))
-    labels = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
+    labels = [sorted(present or ()) for present in known]
+    if any(present is None for present in known):
+        original = torch.from_numpy(np.stack(images))
+        probabilities = torch.sigmoid(network_outputs(network.scores, original, device, mirror=False, views=views))
+        seen = [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
+        labels = [given if known[i] is not None else seen[i] for i, given in enumerate(labels)]
     maps = multi_scale_maps(network.activation_maps, views, labels, device)
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
@@ -164,28 +167,14 @@ def decide(
     image: Image,
     scores: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
-    crf: str | None,
+    crf: CRFParameters | str | None,
     device: torch.device,
-    reach: float | None = None,
 ) -> Prediction:
     """The best of `scores` (R, H, W) at every pixel; with CRF, which runs on `device`, they are taken as probabilities
-    (unary -ln p). Its colours reach `reach` times as far as the objects are large, at most."""
+    (unary -ln p)."""
     if crf is not None and len(labels) > 1:
-        parameters = PARAMETERS[crf]
-        if reach is not None:
-            parameters = parameters.within(max(SMALLEST_REACH, reach * object_size(labels[scores.argmax(0)])))
-        scores = dense_crf(image, unary_from_probabilities(scores), parameters, device)
+        scores = dense_crf(image, unary_from_probabilities(scores), crf, device)
     return Prediction(labels[scores.argmax(0)], scores, labels)
-
-
-def object_size(labels: LabelArray) -> float:
-    """The side of a square as large as the objects in a label map (H, W), pixels: the component that a pixel of the
-    foreground lies in, on average. 0 where there is none."""
-    from scipy.ndimage import label
-
-    components, count = label(labels != BACKGROUND)
-    areas = np.bincount(components.ravel(), minlength=count + 1)[1:].astype(np.float64)
-    return float(np.sqrt((areas**2).sum() / areas.sum())) if count else 0.0
 
 
 def adaptive_threshold(maps: ActivationMaps) -> float:

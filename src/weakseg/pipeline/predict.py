@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from weakseg.data.folder import read_tags
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, write_image, write_label_map
-from weakseg.errors import WeaksegError
-from weakseg.files import write_json, write_npz
+from weakseg.errors import WeaksegError, out_of_memory
+from weakseg.files import write_json, write_npz, write_text
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
-from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict_batches, require_images_only
+from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict, predict_batches, require_images_only
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stage import MODEL_FOLDER
@@ -106,18 +110,32 @@ def predict_files(
     device: torch.device,
     probabilities: bool = False,
     overlays: bool = True,
+    table: bool = False,
+    tags: Path | None = None,
 ) -> Outcome:
     """Write `masks/NAME.png` (palette), `overlays/NAME.png` and, with `probabilities`, `scores/NAME.npz` for every
-    image, and `classes.json`. `changes` overrides the inference settings that the model was evaluated with.
+    image, and `classes.json`; with `table`, `areas.csv`, the pixels of every class in every image. `changes` overrides
+    the inference settings that the model was evaluated with. `tags` is a `labels.csv` or `labels.json` that says which
+    classes are in the images that it names; a localiser then need not decide that.
 
-    An image that cannot be read does not keep the others from their results.
+    An image that cannot be read, or is too large for the memory, does not keep the others from their results.
     """
     require_images_only(model)
     inference = validate(Inference, {**model.inference, **checked_changes(model, changes)}, "inference")
+    if tags is not None and model.kind == "segmenter":
+        raise WeaksegError("--tags has no effect on a segmenter, which decides every pixel by itself; leave it out.")
     files = image_files(inputs, out)
+    named = {output.as_posix(): file for file, output in files}
+    known = {} if tags is None else read_tags(tags, named, model.classes)
+    if tags is not None and not known:
+        raise WeaksegError(f"{tags} says nothing of any of the {len(files)} images, such as {next(iter(named))}.")
     make_ready(model, device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
     failures: dict[Job, str] = {}
+    areas: dict[Job, list[int]] = {}
+
+    def present(job: Job) -> frozenset[int] | None:
+        return known.get(job[1].as_posix())
 
     def read(job: Job) -> Item | None:
         try:
@@ -133,13 +151,46 @@ def predict_files(
         if probabilities:
             arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
+        areas[job] = np.bincount(prediction.labels.ravel(), minlength=1 + len(model.classes)).tolist()
+
+    def predict_alone(job: Job) -> None:
+        try:
+            if (item := read(job)) is not None:
+                write(job, item, predict(model, item["image"], inference, device, present(job)))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            failures[job] = (
+                f"{job[0]} is too large for the memory. Scale it down, give smaller or fewer --scales, or --crf none."
+            )
 
     with Progress("predicting", len(files)) as progress:
-        for _ in predict_batches(model, [[job] for job in files], read, write, inference, device):
-            progress.advance()
+        try:
+            for _ in predict_batches(model, [[job] for job in files], read, write, inference, device, present):
+                progress.advance()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        # Several images are under way at a time. One by one, only those fail that are too large by themselves.
+        for job in files:
+            if job not in areas and job not in failures:
+                predict_alone(job)
+                progress.advance()
         progress.advance(len(failures))
+    if table:
+        _write_areas(out / "areas.csv", model, {job: areas[job] for job in files if job in areas})
     in_order = [failures[job] for job in files if job in failures]
-    return Outcome(_how(model, inference), len(files) - len(failures), in_order)
+    return Outcome(_how(model, inference, len(known), len(files)), len(areas), in_order)
+
+
+def _write_areas(path: Path, model: Model, areas: Mapping[Job, Sequence[int]]) -> None:
+    """CSV: an image in each row, its pixels in all, those of the background and those of each class."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "pixels", "background", *model.classes.names])
+    for (file, output), of_image in areas.items():
+        rows.writerow([(output.parent / file.name).as_posix(), sum(of_image), *of_image])
+    write_text(path, text.getvalue())
 
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:
@@ -150,11 +201,16 @@ def _numbered(model: Model) -> Iterator[tuple[int, str]]:
     return enumerate(model.classes.names, start=1)
 
 
-def _how(model: Model, inference: Inference) -> str:
+def _how(model: Model, inference: Inference, known: int, images: int) -> str:
     refined = f", refined by dense CRF ({inference.crf})" if inference.crf else ""
     if model.kind == "segmenter":
         return f"The segmenter {model.method} decided every pixel among {len(model.classes)} classes{refined}."
+    by_score = f"decided by its own scores which classes are present (probability ≥ {PRESENT})"
+    if known:
+        by_score = f"was told which classes are present in {known} of {images} images" + (
+            f", {by_score} in the others" if known < images else ""
+        )
     return (
-        f"The classifier {model.method} decided by its own scores which classes are present (probability ≥ {PRESENT}) "
-        f"and by its activation maps where (threshold {inference.threshold}){refined}. A segmenter would be better."
+        f"The classifier {model.method} {by_score} and by its activation maps where (threshold {inference.threshold})"
+        f"{refined}. A segmenter would be better."
     )

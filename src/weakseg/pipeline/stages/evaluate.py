@@ -64,6 +64,15 @@ class Evaluate(Stage):
         assert isinstance(stage, Segment)
         return stage.inference
 
+    def prepare(self, context: Context) -> None:
+        for title, name in self.curves.items():
+            stage = context.stages[name]
+            if not isinstance(stage, Masks) or stage.rule not in ("auto", "threshold"):
+                raise WeaksegError(
+                    f'"{name}" has no threshold curve, since no threshold makes its masks. '
+                    f'Name "{title}" under masks instead of curves.'
+                )
+
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []
         if context.score:
