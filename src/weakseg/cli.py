@@ -139,12 +139,16 @@ def run(
 
     found = recipes.load_recipe(recipe, set_)
     if until is not None:
-        found = recipes.until(found, until)
+        recipes.needed_for(found, until)
     if weights is not None:
         found = recipes.with_weights(found, str(weights))
+    from weakseg.pipeline.run import description
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(found, open_dataset(data, format), out, reuse=reuse, redo=redo)
+    dataset = open_dataset(data, format)
+    if "RANK" not in os.environ or os.environ["RANK"] == "0":
+        print("\n".join(description(found, dataset)))
+    run_recipe(found, dataset, out, reuse=reuse, redo=redo, until=until)
     if rank() == 0:
         report(out)
 
