@@ -67,9 +67,9 @@ class Evaluate(Stage):
     def prepare(self, context: Context) -> None:
         for title, name in self.curves.items():
             stage = context.stages[name]
-            if not isinstance(stage, Masks) or stage.rule not in ("auto", "threshold"):
+            if not isinstance(stage, Masks) or stage.rule == "own background":
                 raise WeaksegError(
-                    f'"{name}" has no threshold curve, since no threshold makes its masks. '
+                    f'"{name}" has no threshold curve: it makes no masks from maps without a background of their own. '
                     f'Name "{title}" under masks instead of curves.'
                 )
 
