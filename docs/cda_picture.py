@@ -30,7 +30,7 @@ def main(run: Path) -> None:
     data = read_json(run / "data.json")
     dataset, used = open_dataset(Path(data["root"])), set(data["names"]["train"])
     samples = [sample for sample in dataset.split("train") if sample.name in used]
-    pool = Pool.load(run / "pool", Classes(data["classes"]))
+    pool = Pool.load(run / "round-1" / "pool", Classes(data["classes"]))
     crops = [pool.read(k, name) for k in pool.labels for name in spread(pool.names[k - 1], SHEET_COLUMNS)]
     sheet = contact_sheet([(crop.image, crop.inside) for crop in crops])
     images = TrainingImages(samples, [ReadTags(len(data["classes"]))], {"tags": TAGS}, Augmentation(crop=96), 0)

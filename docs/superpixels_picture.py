@@ -9,15 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-from sheet import Picture, save_sheet
+from sheet import save_sheet
 
 from weakseg.data.images import read_image
 from weakseg.data.opening import open_dataset
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.ops.superpixels import Ids, segment_features
 from weakseg.pipeline.superpixels import SuperpixelSettings, superpixels
-from weakseg.report.pictures import painted
+from weakseg.report.pictures import in_mean_colours, painted
 
 ROWS, SETTINGS = 2, SuperpixelSettings(count=16)
 
@@ -31,15 +29,6 @@ def main(toy: Path, weights: str = "imagenet") -> None:
         maps = (superpixels(image, network, SETTINGS) for network in (None, backbone))
         rows.append([image, *(in_mean_colours(image, ids) for ids in maps), painted(image, sample.mask.read())])
     save_sheet(rows, "superpixels.png", colours=128)
-
-
-def in_mean_colours(image: Picture, ids: Ids) -> Picture:
-    """Superpixels in their mean colours, with white outlines."""
-    colours = segment_features(image.transpose(2, 0, 1).astype(np.float32), ids, (ids.shape[0], ids.shape[1]))
-    picture = colours[ids].astype(np.uint8)
-    picture[:, :-1][ids[:, :-1] != ids[:, 1:]] = 255
-    picture[:-1][ids[:-1] != ids[1:]] = 255
-    return picture
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ TINY_SEAM = (
 
 
 def write_tiny_voc(root: Path, train: int = 8, val: int = 4, masks: bool = True) -> Path:
-    """Kettles and spoons: textured pictures of two sizes with a rectangle of the class's colour, and, but for the first
-    two, the context of the class around its upper half."""
+    """Kettles and spoons: textured pictures of two sizes with a rectangle of the class's colour, saliency maps of it,
+    and, but for the first two, the context of the class around its upper half."""
     tags = {}
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
@@ -55,6 +55,7 @@ def write_tiny_voc(root: Path, train: int = 8, val: int = 4, masks: bool = True)
                 write_label_map(root / "SegmentationClass" / f"{name}.png", labels)
                 context = np.where(labels, np.uint8(0), np.uint8(1 + number % 2 if number > 1 else 0))
                 context[top + 8 :] = 0
+                write_label_map(root / "saliency" / f"{name}.png", np.where(labels, 255, 2).astype(np.uint8))
                 write_label_map(root / "ContextMask" / f"{name}.png", context)
             tags[name] = [CLASSES[number % 2]]
         names = "".join(f"{split} {number}\n" for number in range(count))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weakseg.errors import Stopped, WeaksegError, explain
 from weakseg.version import __version__
+
+if TYPE_CHECKING:
+    from weakseg.report.comparison.reading import Comparison
 
 app = typer.Typer(
     name="weakseg",
@@ -135,12 +139,16 @@ def run(
 
     found = recipes.load_recipe(recipe, set_)
     if until is not None:
-        found = recipes.until(found, until)
+        recipes.needed_for(found, until)
     if weights is not None:
         found = recipes.with_weights(found, str(weights))
+    from weakseg.pipeline.run import description
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(found, open_dataset(data, format), out, reuse=reuse, redo=redo)
+    dataset = open_dataset(data, format)
+    if "RANK" not in os.environ or os.environ["RANK"] == "0":
+        print("\n".join(description(found, dataset)))
+    run_recipe(found, dataset, out, reuse=reuse, redo=redo, until=until)
     if rank() == 0:
         report(out)
 
@@ -150,7 +158,9 @@ def compare(
     recipe: Annotated[
         list[str], typer.Argument(help="Shipped recipes and paths of YAML files; the first is compared to.")
     ],
-    data: DataFolder,
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Folder of a data set; several times for a table over several.")
+    ],
     out: OutFolder,
     seeds: Annotated[str, typer.Option(help="Every recipe is carried out with each of these seeds.")] = "0,1,2",
     refine: Annotated[
@@ -172,14 +182,57 @@ def compare(
 
     The table (compare.html, .md, .tex, .csv, .json) has means, standard deviations, differences to the first recipe
     seed by seed, times and image passes of training. Each run has its own folder RECIPE/seed-N with its own report;
-    stages that runs have in common are done once. The same command continues an interrupted comparison.
+    stages that runs have in common are done once. The same command continues an interrupted comparison. With several
+    data sets, each has a comparison of its own in DATA/, and the table over all says where a recipe does worst.
 
     \b
     Examples:
       weakseg compare cam supervised --data photos --out runs/compare
       weakseg compare cam --refine none,affinitynet --data VOC2012 --out runs/walk --set affinity.train.epochs=2
+      weakseg compare cam seam --data photos --data tiles --out runs/both
       weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
     """
+    from weakseg.parallel import rank
+    from weakseg.report.comparison.across import across_text, write_across
+
+    folders = _folders(data, out)
+    finished: dict[str, Comparison] = {}
+    failed: dict[Path, str] = {}
+    for folder, source in folders.items():
+        if len(folders) > 1:
+            print(f"{source}:")
+        found, mishaps = _compare(recipe, source, folder, seeds, refine, set_, weights, format)
+        finished[folder.name] = found
+        failed |= mishaps
+    if len(folders) > 1 and rank() == 0:
+        print(across_text(write_across(out, finished), list(finished)))
+        print(f"Comparison: {out / 'compare.html'}")
+    if failed:
+        lines = (f"  {folder}: {message}" for folder, message in failed.items())
+        raise WeaksegError("\n".join(["Some runs failed:", *lines]))
+
+
+def _folders(data: list[Path], out: Path) -> dict[Path, Path]:
+    """The folder of the comparison on each data set."""
+    if len(data) == 1:
+        return {out: data[0]}
+    folders = {out / path.resolve().name: path for path in data}
+    if len(folders) < len(data):
+        raise WeaksegError("Two data sets have the same name, which is that of their folder here; rename one.")
+    return folders
+
+
+def _compare(
+    recipe: list[str],
+    data: Path,
+    out: Path,
+    seeds: str,
+    refine: str | None,
+    changes: list[str],
+    weights: Path | None,
+    format: str | None,
+) -> tuple[Comparison, dict[Path, str]]:
+    """Carry out a comparison on one data set; why runs have failed comes with it."""
     from dataclasses import replace
 
     from weakseg.data.opening import open_dataset
@@ -187,10 +240,11 @@ def compare(
     from weakseg.pipeline.compare import Cell, carry_out, plan
     from weakseg.pipeline.recipe import with_weights
     from weakseg.report.comparison.files import write_comparison
+    from weakseg.report.comparison.reading import Comparison
     from weakseg.report.comparison.tables import summary_text
     from weakseg.report.run import write_report
 
-    cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), set_)
+    cells = plan(recipe, out, _seeds(seeds), refine.split(",") if refine else (), changes)
     if weights is not None:
         cells = [replace(cell, recipe=with_weights(cell.recipe, str(weights))) for cell in cells]
 
@@ -200,12 +254,12 @@ def compare(
             write_comparison(out, cells, {})
 
     failed = carry_out(cells, open_dataset(data, format), out, after=after)
-    if rank() == 0:
-        print(summary_text(write_comparison(out, cells, failed)))
-        print(f"Comparison: {out / 'compare.html'}")
-    if failed:
-        lines = (f"  {folder}: {message}" for folder, message in failed.items())
-        raise WeaksegError("\n".join([f"{len(failed)} of {len(cells)} runs failed.", *lines]))
+    if rank() != 0:
+        return Comparison.read(cells, failed), failed
+    found = write_comparison(out, cells, failed)
+    print(summary_text(found))
+    print(f"Comparison: {out / 'compare.html'}")
+    return found, failed
 
 
 def _seeds(text: str) -> list[int]:
@@ -220,25 +274,37 @@ def _seeds(text: str) -> list[int]:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe with all its settings, explained.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema of recipe files, from which editors complete.")
+    ] = False,
 ) -> None:
-    """List the recipes that come with weakseg, or print one.
+    """List the recipes that come with weakseg, or print one with what each setting means.
 
     \b
     Examples:
       weakseg recipes
       weakseg recipes cam > mine.yaml
+      weakseg recipes --schema > recipe.schema.json
     """
     from weakseg.pipeline.recipe_files import shipped_recipes
 
+    if schema:
+        from weakseg.pipeline.describe import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+        return
     if name is not None:
         from weakseg.pipeline.recipe import load_recipe
 
-        print(load_recipe(name).as_yaml(), end="")
+        recipe = load_recipe(name)
+        from weakseg.pipeline.describe import explained
+
+        print(explained(recipe), end="")
         return
     known = shipped_recipes()
-    for recipe, about in known.items():
-        print(f"{recipe:{max(map(len, known))}}  {about}")
+    for recipe_name, about in known.items():
+        print(f"{recipe_name:{max(map(len, known))}}  {about}")
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""Killed in the middle of every stage and started again: the same bytes as if nothing had happened."""
+"""Killed in the middle of every stage, or stopped, and started again: the same bytes as if nothing had happened."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
-from tiny import artifacts
+from tiny import artifacts, set_options
 from weakseg.pipeline.recipe import load_recipe
 
-KILLED = Path(__file__).with_name("killed.py")
+KILLED, INTERRUPTED = (Path(__file__).with_name(name) for name in ("killed.py", "interrupted.py"))
 
 
 def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
@@ -88,3 +90,28 @@ def test_killed_runs_end_with_the_same_bytes(
     found, expected = artifacts(out), artifacts(finished.run)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_training_that_is_stopped_says_how_it_goes_on_and_does(workers: str, finished: Any, tmp_path: Path) -> None:
+    """Ctrl-C while the fourteenth of the sixteen images that the localiser learns from is read."""
+    out = tmp_path / "run"
+    seldom = set_options("runtime.checkpoint_steps=null", f"runtime.workers={workers}")
+    command = [sys.executable, INTERRUPTED, "JPEGImages", "14", *finished.command, *seldom, "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, start_new_session=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert '"cam"' in done.stderr
+    assert "same command" in done.stderr
+    updates = len((out / "cam" / "train.jsonl").read_text().splitlines())
+    assert 1 <= updates <= 4
+    with safe_open(out / "cam" / "checkpoint.safetensors", framework="pt") as checkpoint:
+        assert checkpoint.metadata()["step"] == str(updates)
+    assert not (out / "cam" / "model").exists()
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
+    assert run_weakseg(finished, out) == 0
+    assert len((out / "cam" / "train.jsonl").read_text().splitlines()) == 4
+    assert artifacts(out) == artifacts(finished.run)

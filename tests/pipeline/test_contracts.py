@@ -41,7 +41,11 @@ class Case:
 
 def localiser(method: str) -> Case:
     cam = {"kind": "localise", "method": method, "model": BACKBONE, **TRAIN}
-    return Case({"cam": cam, "maps": {"kind": "maps", "localiser": "cam", "scales": [1.0]}}, "cam")
+    stages = {"cam": cam, "maps": {"kind": "maps", "localiser": "cam", "scales": [1.0]}}
+    if "superpixels" in find_method(Localiser, method).fields:
+        stages["superpixels"] = {"kind": "superpixels", "k": 20, "min_size": 5}
+        cam["inputs"] = {"superpixels": "superpixels"}
+    return Case(stages, "cam")
 
 
 def refiner(method: str) -> Case:

@@ -15,6 +15,7 @@ from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stage import Reads, Stage
+from weakseg.pipeline.stages.superpixels import Superpixels
 from weakseg.settings import Settings
 
 
@@ -202,7 +203,7 @@ def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
         ("maps.localiser=again", "the stages read each other in a circle: "),
         ("again.paste.variant=spin", "again.paste.variant: expected rotate, scale or rotate_blur"),
         ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
-        ("pool.largest=7", "pool.largest: expected a number of 1 or less"),
+        ("pool.largest=7", "pool.largest: expected a number of 1.0 or less (found 7)"),
         ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks or predict.'),
     ],
 )
@@ -244,13 +245,17 @@ def test_stages_know_what_they_read() -> None:
 
 def small_and_short(name: str) -> list[str]:
     """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells."""
-    learning = [stage for stage, settings in load_recipe(name).stages.items() if isinstance(settings, Learning)]
-    changes = (
-        "model.backbone={name: small, output_stride: 8, weights: null}",
-        "augment={scale_range: [0.75, 1.25], crop: 40}",
-        "train={steps: 2, batch_size: 4}",
-    )
-    return ["runtime.device=cpu", "data={}", *(f"{stage}.{change}" for stage in learning for change in changes)]
+    stages = load_recipe(name).stages.items()
+    learning = [stage for stage, settings in stages if isinstance(settings, Learning)]
+    merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
+    small = "backbone={name: small, output_stride: 8, weights: null}"
+    changes = (f"model.{small}", "augment={scale_range: [0.75, 1.25], crop: 40}", "train={steps: 2, batch_size: 4}")
+    return [
+        "runtime.device=cpu",
+        "data={}",
+        *(f"{stage}.{change}" for stage in learning for change in changes),
+        *(f"{stage}.{small}" for stage in merging),
+    ]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

@@ -21,6 +21,7 @@ from weakseg.pipeline.recipe import load_recipe, with_weights
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stages.superpixels import Superpixels
 from weakseg.pipeline.superpixels import superpixels
+from weakseg.report.run import write_report
 
 KILLED = Path(__file__).parents[1] / "cli" / "killed.py"
 RECIPE = """
@@ -51,6 +52,11 @@ def test_every_image_to_learn_from_has_its_superpixels(recipe: str, dataset: Dat
         assert ids.dtype == np.int32
         assert ids.shape == read_image(sample.image).shape[:2]
         assert np.array_equal(np.unique(ids), np.arange(6))
+
+
+def test_the_report_shows_them(recipe: str, dataset: Dataset, tmp_path: Path) -> None:
+    run(load_recipe(recipe), dataset, tmp_path / "run")
+    assert "ids: 6" in write_report(tmp_path / "run").read_text()
 
 
 def test_without_a_backbone_nothing_is_merged(recipe: str, dataset: Dataset, tmp_path: Path) -> None:

@@ -135,8 +135,9 @@ def read_fields(
         arrays.update(reader(sample))
     for name, field in fields.items():
         if field.spatial and (size := arrays[name].shape[-2:]) != image.shape[:2]:
+            files = [f" ({r.path(sample)})" for r in readers if isinstance(r, ReadFolder) and r.name == name]
             raise WeaksegError(
-                f"The {name} of {sample.image} have {size[1]}×{size[0]} pixels, "
+                f"The {name} of {sample.image}{''.join(files)} have {size[1]}×{size[0]} pixels, "
                 f"the image {image.shape[1]}×{image.shape[0]}; their sizes must be equal."
             )
     return arrays

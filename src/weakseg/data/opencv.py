@@ -1,14 +1,17 @@
-"""What OpenCV does to 8-bit images when it scales them by a factor and shifts their colours, without OpenCV.
+"""What OpenCV does to 8-bit images when it scales them and shifts their colours, without OpenCV.
 
-SEAM's program augments images this way for its segmenter.
+SEAM's program augments images this way for its segmenter, ICD's for its classifier.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[Any]
 Size = tuple[int, int]
 
 CUBIC_A = np.float32(-0.75)
@@ -18,6 +21,7 @@ _DIVISORS = np.maximum(np.arange(256), 1)
 _SATURATION = np.rint((255 << _BITS) / _DIVISORS).astype(np.int64)
 _HUE = np.rint((30 << _BITS) / _DIVISORS).astype(np.int64)
 HUES = 180
+_LINEAR_BITS = 11
 
 
 def scale_cubic(image: Image, size: Size, factor: float) -> Image:
@@ -47,13 +51,39 @@ def _resample(values: npt.NDArray[np.float32], count: int, factor: float) -> npt
     return total
 
 
-def scale_nearest(labels: Image, size: Size, factor: float) -> Image:
-    """A label map (H, W) at `size`, each pixel from the source pixel that contains its upper left corner.
+def scale_linear(image: Image, size: Size) -> Image:
+    """An image (H, W, 3) at `size`: linear interpolation without antialiasing, weights in fixed-point numbers."""
+    values = image.astype(np.int64)
+    (above, below, top, bottom), (left, right, near, far) = (
+        _linear_taps(*sides) for sides in zip(image.shape, size, strict=False)
+    )
+    across = values[:, left] * near[:, None] + values[:, right] * far[:, None]
+    # Four bits go before the product and sixteen after it, so that numbers of 32 bits hold it.
+    upper, lower = (
+        (across[rows] >> 4) * weight[:, None, None] >> 16 for rows, weight in ((above, top), (below, bottom))
+    )
+    return (upper + lower + 2 >> 2).astype(np.uint8)
+
+
+def _linear_taps(source: int, target: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """For `target` positions along an axis of `source` pixels, the two pixels around each and their weights."""
+    positions = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32).clip(0, source - 1)
+    first = np.floor(positions).astype(np.int64)
+    part = positions - first.astype(np.float32)
+    near, far = (np.rint(weight * (1 << _LINEAR_BITS)).astype(np.int64) for weight in (1 - part, part))
+    return first, np.minimum(first + 1, source - 1), near, far
+
+
+def scale_nearest(labels: Labels, size: Size, factor: float | None = None) -> Labels:
+    """A label map (H, W) of any type at `size`, each pixel from the source pixel that contains its upper left corner.
+    Pixels are `1 / factor` apart or, without a factor, so far that they fill the map.
 
     This shifts labels by up to half an output pixel; `resize_labels` does not.
     """
     rows, columns = (
-        np.minimum((np.arange(target) * (1 / factor)).astype(np.intp), source - 1)
+        np.minimum(
+            (np.arange(target) * (source / target if factor is None else 1 / factor)).astype(np.intp), source - 1
+        )
         for source, target in zip(labels.shape, size, strict=True)
     )
     return labels[rows][:, columns]

@@ -7,6 +7,9 @@
                 smaller than the crop is placed in the upper left corner.
 `seam_retrain`  (the segmenter of Wang et al., CVPR 2020): as `irnet`, but with OpenCV's cubic interpolation, and label
                 maps with OpenCV's nearest one.
+`icd`           (Fan et al., CVPR 2020): OpenCV's linear interpolation on 8-bit images and nearest one on label maps,
+                sizes rounded half up; an image smaller than the crop is mirrored first, then placed in the upper left
+                corner.
 
 Label maps are otherwise resized with `resize_labels`. What the image does not cover is the mean colour (0 after
 normalisation) and void.
@@ -22,14 +25,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from weakseg.data.opencv import scale_cubic, scale_nearest, shift_hsv
+from weakseg.data.opencv import scale_cubic, scale_linear, scale_nearest, shift_hsv
 from weakseg.labels import VOID
 from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 from weakseg.ops.fields import ImageField
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
-Style = Literal["irnet", "deeplab", "seam_retrain"]
+Style = Literal["irnet", "deeplab", "seam_retrain", "icd"]
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 Array: TypeAlias = npt.NDArray[Any]
@@ -39,6 +42,9 @@ FloatImage: TypeAlias = npt.NDArray[np.float32]
 # (x / 255 - mean) / std as one scale and one shift per channel.
 _SCALE = (1 / (255 * IMAGENET_STD))[:, None, None]
 _SHIFT = -(IMAGENET_MEAN / IMAGENET_STD)[:, None, None]
+GREY = 127
+PADDING: Mapping[str, Any] = {"mean": 0, "black": _SHIFT, "grey": GREY * _SCALE + _SHIFT}
+"""The colours outside of an image, normalised."""
 
 
 class Crop(NamedTuple):
@@ -52,6 +58,10 @@ class Crop(NamedTuple):
     crop_left: int
     height: int
     width: int
+
+    def before_mirroring(self, width: int) -> Crop:
+        """What to cut from an image of `width`, so that the crop, mirrored, is this one of the mirrored image."""
+        return self._replace(left=width - self.left - self.width, crop_left=self.size - self.crop_left - self.width)
 
 
 class View(NamedTuple):
@@ -93,7 +103,7 @@ SMALLEST_CROP, LARGEST_CROP = 8, 8192
 
 
 class Augmentation(Settings):
-    """Random size, place and mirroring for training; see the module's docstring for the two styles.
+    """Random size, place and mirroring for training; see the module's docstring for the styles.
 
     The longer side is first brought to an integer drawn uniformly from `resize_long` = (lowest, highest), both
     included; then the sizes are multiplied by a factor drawn uniformly from the range `scale_range` or from the
@@ -104,15 +114,25 @@ class Augmentation(Settings):
     integers up to ±10 to hue, saturation and value (SEAM's segmenter).
     """
 
-    style: Style = "irnet"
-    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = None
-    scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = None
-    scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = None
+    style: Style = Field(default="irnet", description="which program's resampling and rounding, see data/transforms.py")
+    resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = Field(
+        default=None, description="pixels: lowest and highest length that the longer side is brought to; null: its own"
+    )
+    scale_range: Annotated[tuple[Factor, Factor], Ascending] | None = Field(
+        default=None, description="lowest and highest factor that sizes are multiplied with; null: none"
+    )
+    scale_choices: Annotated[tuple[Factor, ...], BeforeValidator(_as_list), Field(min_length=1)] | None = Field(
+        default=None, description="factors, one of which sizes are multiplied with; null: none"
+    )
     crop: int = Field(default=321, ge=SMALLEST_CROP, le=LARGEST_CROP, description="side of the square, pixels")
-    mirror: bool = True
-    padding: Literal["mean", "black"] = Field(default="mean", description="the colour outside of the image")
+    mirror: bool = Field(default=True, description="turn half of the views from left to right")
+    padding: Literal["mean", "black", "grey"] = Field(
+        default="mean", description="the colour outside of the image; grey: 127 in all channels"
+    )
 
-    colour: Literal["jitter", "hsv_shift"] | None = None
+    colour: Literal["jitter", "hsv_shift"] | None = Field(
+        default=None, description="random changes of the colours; null: none"
+    )
 
     @model_validator(mode="after")
     def _fitting(self) -> Augmentation:
@@ -163,12 +183,14 @@ class Augmentation(Settings):
         size, factor = self._draw_size(size, rng)
         place = random_crop(size, self.crop, self.style, rng)
         mirrored = self.mirror and rng.random() < 0.5
+        if self.style == "icd" and mirrored:
+            place = place.before_mirroring(size[1])
         recolour = None if self.colour is None else COLOURS[self.colour](rng)
         return View(size, place, mirrored, factor, recolour)
 
     def image(self, image: Image, view: View) -> FloatImage:
         """One view of an image (H, W, 3), normalised, (3, crop, crop)."""
-        fill = 0 if self.padding == "mean" else _SHIFT
+        fill = PADDING[self.padding]
         if view.recolour and self.colour == "hsv_shift":  # the papers' order of things
             image = view.recolour(image)
         if self.style == "seam_retrain":
@@ -183,6 +205,8 @@ class Augmentation(Settings):
         """One view of a label map (H, W), with `outside` where the view leaves it, (crop, crop)."""
         if self.style == "seam_retrain":
             labels = scale_nearest(labels, view.size, view.factor)
+        if self.style == "icd":
+            labels = scale_nearest(labels, view.size)
         return _turned(crop(resize_labels(labels, view.size), view.place, outside), view)
 
     def maps(self, maps: FloatImage, view: View) -> FloatImage:
@@ -260,10 +284,15 @@ def longer_side_size(size: Size, target: int, style: Style = "irnet") -> Size:
 
 
 def scaled_size(size: Size, factor: float, style: Style = "irnet") -> Size:
-    """`size` times `factor`, at least 1×1; rounded half to even or, for `deeplab`, down."""
-    rounded = int if style == "deeplab" else round
-    height, width = (max(1, rounded(side * factor)) for side in size)
+    """`size` times `factor`, at least 1×1; rounded half to even or, for `deeplab`, down or, for `icd`, half up."""
+    height, width = (max(1, _rounded(side * factor, style)) for side in size)
     return height, width
+
+
+def _rounded(side: float, style: Style) -> int:
+    if style == "icd":
+        return int(side + 0.5)
+    return int(side) if style == "deeplab" else round(side)
 
 
 def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
@@ -274,6 +303,8 @@ def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
     """
     if image.shape[:2] == size:
         return image
+    if style == "icd":
+        return scale_linear(image, size)
     if style != "deeplab":
         from PIL import Image as pillow
 
@@ -300,7 +331,7 @@ def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -
     """Where to cut a square from an image of `size`; horizontal place first, then vertical.
 
     Along an axis where the image is larger than the crop, all places are equally likely. Where it is smaller, it
-    lies anywhere in the crop or, for `deeplab`, at its beginning.
+    lies anywhere in the crop or, for `deeplab` and `icd`, at its beginning.
     """
     (left, crop_left), (top, crop_top) = (_random_place(length, side, style, rng) for length in reversed(size))
     return Crop(side, top, left, crop_top, crop_left, min(size[0], side), min(size[1], side))
@@ -310,7 +341,7 @@ def _random_place(length: int, side: int, style: Style, rng: np.random.Generator
     """Where along one axis the common part begins: in the image, in the crop."""
     if length > side:
         return int(rng.integers(length - side, endpoint=True)), 0
-    return 0, int(rng.integers(side - length, endpoint=True)) if style != "deeplab" else 0
+    return 0, int(rng.integers(side - length, endpoint=True)) if style not in ("deeplab", "icd") else 0
 
 
 def top_left_crop(size: Size, side: int) -> Crop:

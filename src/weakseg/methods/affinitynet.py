@@ -70,15 +70,20 @@ class AffinityNet(base.Refiner):
         stages' features, as the paper's VGG-16 needs it.
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=8)
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet50", output_stride=8),
+            description="the network whose features are used",
+        )
         taps: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
             default=(3, 4, 5), min_length=3, max_length=3, description="the stages (1 … 5) that are looked at"
         )
-        group_norm: bool = False
+        group_norm: bool = Field(default=False, description="normalise the features of the stages, as for VGG-16")
         low_alpha: float = Field(default=4.0, gt=0, description="of the strong background: the rest is surely a thing")
         high_alpha: float = Field(default=32.0, gt=0, description="of the weak background, which surely is background")
-        crf: Annotated[str, AfterValidator(known_parameters)] = "affinitynet"
-        head_lr_factor: float = Field(default=10.0, gt=0)
+        crf: Annotated[str, AfterValidator(known_parameters)] = Field(
+            default="affinitynet", description="the set of CRF parameters that makes labels of the maps"
+        )
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
 
         @property
         def stride(self) -> int:
@@ -90,7 +95,7 @@ class AffinityNet(base.Refiner):
 
         alpha: float = Field(default=16.0, gt=0, description="of the background's score")
         beta: float = Field(default=8.0, gt=0, description="power of the affinities: large keeps to the surest paths")
-        log2_steps: int = Field(default=8, ge=0, le=16)
+        log2_steps: int = Field(default=8, ge=0, le=16, description="the walk has 2^log2_steps steps")
         all_pairs: bool = Field(default=False, description="also those near the borders that the program leaves out")
 
     fields: ClassVar[Mapping[str, ImageField]] = {"low": ImageField("maps"), "high": ImageField("maps")}

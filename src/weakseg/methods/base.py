@@ -40,8 +40,8 @@ from weakseg.settings import Settings
 
 __all__ = [
     "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Segmenter", "Separating", "Settings", "checkpoints", "find_method", "kind_of", "means", "methods",
-    "version_of",
+    "Refiner", "Segmenter", "Separating", "Settings", "absolute", "checkpoints", "find_method", "kind_of", "means",
+    "methods", "version_of",
 ]  # fmt: skip
 
 Image = npt.NDArray[np.uint8]
@@ -232,7 +232,7 @@ def find_method(kind: type[M], name: str) -> type[M]:
     """The class of a method by its name or the path of its file. Raises `WeaksegError` for an unknown one, with the
     names there are, and for a file that cannot be imported or declares nothing of this kind."""
     if name.endswith(".py"):
-        module = _module_in(Path(name).expanduser().resolve())
+        module = _module_in(Path(absolute(name)))
         if not hasattr(module, _attribute(kind)):
             raise WeaksegError(f"{name} declares no {_word(kind)}: set {_attribute(kind)} to its class at the end.")
         return _declared(module, kind)
@@ -242,6 +242,11 @@ def find_method(kind: type[M], name: str) -> type[M]:
             f'There is no {_word(kind)} "{name}". There are: {", ".join(sorted(known))}. A file must end in .py.'
         )
     return known[name]
+
+
+def absolute(name: str) -> str:
+    """The name of a method; if it is the path of a file, one that means the same from any working directory."""
+    return str(Path(name).expanduser().resolve()) if name.endswith(".py") else name
 
 
 def version_of(method: Kind) -> list[Any]:

@@ -47,9 +47,12 @@ class CAM(base.Localiser):
         `map_power` is ½ for AffinityNet's VGG-16.
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3)
-        head_lr_factor: float = Field(default=10.0, gt=0)
-        form: Literal["irnet", "affinitynet"] = "irnet"
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=3),
+            description="the network whose features are used",
+        )
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
+        form: Literal["irnet", "affinitynet"] = Field(default="irnet", description="whose form of the classifier")
         map_power: float = Field(default=1.0, gt=0, description="what the activation maps are raised to")
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

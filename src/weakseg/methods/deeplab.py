@@ -64,11 +64,18 @@ class DeepLab(base.Segmenter):
         whether labels come down to the scores ("output") or scores up to the labels ("image").
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet101", output_stride=8)
-        rates: tuple[PositiveInt, ...] = Field(default=(6, 12, 18, 24), min_length=1)
-        head_lr_factor: float = Field(default=10.0, gt=0)
-        multi_scale: bool = False
-        loss_at: Place = "output"
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet101", output_stride=8),
+            description="the network whose features are used",
+        )
+        rates: tuple[PositiveInt, ...] = Field(
+            default=(6, 12, 18, 24), min_length=1, description="dilation of each of ASPP's classifiers, cells"
+        )
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
+        multi_scale: bool = Field(default=False, description="train on and predict from three scales of each image")
+        loss_at: Place = Field(
+            default="output", description="whether labels come down to the scores or scores up to the labels"
+        )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__(settings)

@@ -47,12 +47,19 @@ class DeepLabV1(base.Segmenter):
         up to the labels ("image").
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet38", output_stride=8)
-        head: Literal["wide", "narrow"] = "wide"
-        norm: Literal["batch", "fixed"] = "batch"
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet38", output_stride=8),
+            description="the network whose features are used",
+        )
+        head: Literal["wide", "narrow"] = Field(default="wide", description="narrow: a 1×1 classifier alone")
+        norm: Literal["batch", "fixed"] = Field(
+            default="batch", description="statistics that features are normalised with"
+        )
         norm_momentum: float = Field(default=3e-4, gt=0, le=1, description="of the running statistics")
-        head_lr_factor: float = Field(default=10.0, gt=0)
-        loss_at: Place = "image"
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
+        loss_at: Place = Field(
+            default="image", description="whether labels come down to the scores or scores up to the labels"
+        )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__(settings)

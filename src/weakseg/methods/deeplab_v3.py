@@ -44,11 +44,18 @@ class DeepLabV3(base.Segmenter):
         ("image").
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16)
-        rates: tuple[PositiveInt, PositiveInt, PositiveInt] = (6, 12, 18)
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet50", output_stride=16),
+            description="the network whose features are used",
+        )
+        rates: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+            default=(6, 12, 18), description="dilation of the pyramid's convolutions, cells"
+        )
         decoder: bool = Field(default=True, description="true: v3+, false: v3")
-        head_lr_factor: float = Field(default=10.0, gt=0)
-        loss_at: Place = "image"
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
+        loss_at: Place = Field(
+            default="image", description="whether labels come down to the scores or scores up to the labels"
+        )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__(settings)

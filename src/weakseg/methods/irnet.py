@@ -83,20 +83,27 @@ class IRNet(base.Refiner):
         is a part of the function.
         """
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=5)
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet50", output_stride=16, dilated=False, frozen_stages=5),
+            description="the network whose features are used",
+        )
         radius: int = Field(default=10, ge=2, description="two pixels that are fewer cells apart are a pair")
         foreground_threshold: float = Field(default=0.30, ge=0, le=1, description="above it is surely a thing")
         background_threshold: float = Field(default=0.05, ge=0, le=1, description="below it is surely background")
-        crf: Annotated[str, AfterValidator(known_parameters)] = "irnet"
-        displacement_lr_factor: float = Field(default=10.0, gt=0)
+        crf: Annotated[str, AfterValidator(known_parameters)] = Field(
+            default="irnet", description="the set of CRF parameters that makes labels of the maps"
+        )
+        displacement_lr_factor: float = Field(
+            default=10.0, gt=0, description="learning rate of the displacements, as a multiple of lr"
+        )
         canvas: int = Field(default=512, ge=0, description="pixels; larger images get the next multiple of 16")
 
     class Options(base.Settings):
         """How the maps walk. Defaults are those of the paper's program."""
 
-        radius: int = Field(default=5, ge=2)
+        radius: int = Field(default=5, ge=2, description="cells that a step of the walk reaches, less one")
         beta: float = Field(default=10.0, gt=0, description="power of the affinities: large keeps to the surest paths")
-        log2_steps: int = Field(default=8, ge=0, le=16)
+        log2_steps: int = Field(default=8, ge=0, le=16, description="the walk has 2^log2_steps steps")
         enlargement: Literal[1, 2, 4] = Field(
             default=1, description="of the image, whose boundaries are finer then; maps walk in smaller cells"
         )

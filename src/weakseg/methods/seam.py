@@ -82,13 +82,16 @@ class SEAM(base.Localiser):
         """The stages (1 … 5) whose features are compared, how many channels are made of them, and the weights of the
         losses besides the classification's. New layers learn `head_lr_factor` times as fast as the backbone."""
 
-        backbone: BackboneSettings = BackboneSettings(name="resnet38", output_stride=8, frozen_stages=1)
-        head_lr_factor: float = Field(default=10.0, gt=0)
+        backbone: BackboneSettings = Field(
+            default=BackboneSettings(name="resnet38", output_stride=8, frozen_stages=1),
+            description="the network whose features are used",
+        )
+        head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         second_scale: float = Field(default=0.3, gt=0, lt=1, description="size of the second view; the first is 1")
-        low_stage: int = Field(default=3, ge=1, le=5)
-        high_stage: int = Field(default=4, ge=1, le=5)
-        low_channels: int = Field(default=64, gt=0)
-        high_channels: int = Field(default=128, gt=0)
+        low_stage: int = Field(default=3, ge=1, le=5, description="the finer stage whose features are compared")
+        high_stage: int = Field(default=4, ge=1, le=5, description="the coarser stage whose features are compared")
+        low_channels: int = Field(default=64, gt=0, description="made of the finer stage")
+        high_channels: int = Field(default=128, gt=0, description="made of the coarser stage")
         centred: bool = Field(
             default=False,
             description="start the comparison of pixels blind to what all of them have in common",

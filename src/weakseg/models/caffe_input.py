@@ -1,4 +1,4 @@
-"""The input of networks that were trained in Caffe."""
+"""The input of networks that were trained in Caffe, or in MXNet after Caffe's manner."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
+GREY = 127
 
 
 class CaffeInput(nn.Module):
@@ -30,3 +31,20 @@ class CaffeInput(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flip(1) * self.scale + self.shift
+
+
+class GreyInput(nn.Module):
+    """Images as every backbone takes them (N, 3, H, W) to red, green, blue in [0, 255] less 127, as ICD has it."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        scale = torch.tensor(255 * IMAGENET_STD.astype(float))
+        shift = torch.tensor(255 * IMAGENET_MEAN.astype(float)) - GREY
+        self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
+        self.register_buffer("shift", shift.float()[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift

@@ -145,6 +145,21 @@ def _read_caffe_vgg16(state: Mapping[str, Tensor]) -> Renamed:
     return Renamed(renamed.state | vectors, renamed.ignored)
 
 
+# MXNet's VGG-16 of ICD ------------------------------------------------------------------------------------------------
+
+_MXNET_VGG_LAYER = re.compile(r"arg:(conv[1-5]_[1-3]|fc6|fc7)_(weight|bias)")
+
+
+def mxnet_vgg16_name(name: str) -> str | None:
+    """Our name of a tensor of the backbone in ICD's MXNet files; None for any other name."""
+    match = _MXNET_VGG_LAYER.fullmatch(name)
+    return match and f"{match[1]}.{match[2]}"
+
+
+def _read_mxnet_vgg16(state: Mapping[str, Tensor]) -> Renamed:
+    return rename(state, mxnet_vgg16_name, r"arg:fc8.*")
+
+
 # Caffe's ResNet-101 of DeepLab ----------------------------------------------------------------------------------------
 
 _CAFFE_PARTS = {"1": "shortcut", "2a": "reduce", "2b": "conv3x3", "2c": "increase"}
@@ -223,6 +238,14 @@ ORIGINALS = (
         ("vgg16", "vgg16_affinity", "vgg16_largefov"),
         lambda names: "conv1_1/0" in names and "fc6/0" in names,
         _read_caffe_vgg16,
+    ),
+    Original(
+        "vgg16-mxnet",
+        "MXNet's VGG-16 with 1024 channels in fc6 and fc7 (vgg16_20M.params)",
+        "ImageNet",
+        ("vgg16_icd",),
+        lambda names: {"arg:conv1_1_weight", "arg:fc6_weight"} <= set(names) and "arg:icd_bu_weight" not in names,
+        _read_mxnet_vgg16,
     ),
     Original(
         "deeplab-coco-caffe",

@@ -15,7 +15,7 @@ from weakseg.models.deeplab_resnet import DeepLabResNet, multi_grid_resnet101
 from weakseg.models.mobilenet import MobileNetV2
 from weakseg.models.resnet import resnet18, resnet50, resnet101
 from weakseg.models.resnet38 import ResNet38
-from weakseg.models.vgg import VGG16, VGG16Affinity, VGG16LargeFOV
+from weakseg.models.vgg import VGG16, VGG16ICD, VGG16Affinity, VGG16LargeFOV
 from weakseg.models.weights import imagenet_weights, load_weights
 from weakseg.settings import Settings
 
@@ -38,6 +38,7 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
     "vgg16": VGG16,
     "vgg16_affinity": VGG16Affinity,
     "vgg16_largefov": VGG16LargeFOV,
+    "vgg16_icd": VGG16ICD,
     "mobilenet_v2": MobileNetV2,
     "small": _small,
 }
@@ -83,4 +84,4 @@ def build_backbone(settings: BackboneSettings, load_weights: bool = True) -> Bac
 
 def _load(backbone: Backbone, name: str, weights: str) -> None:
     path = imagenet_weights(name) if weights == "imagenet" else Path(weights).expanduser()
-    load_weights(backbone, path)
+    load_weights(backbone, path, name)

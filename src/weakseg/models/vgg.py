@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from weakseg.models.caffe_input import CaffeInput
+from weakseg.models.caffe_input import CaffeInput, GreyInput
 from weakseg.models.norm import initialise
 from weakseg.models.stages import StagedBackbone, StagePlan, require_stride_8
 
@@ -38,7 +38,7 @@ class VGG16(StagedBackbone):
     def __init__(self, output_stride: int = 8, dilated: bool = True) -> None:
         require_stride_8(self.name, output_stride, dilated)
         super().__init__(CHANNELS, [StagePlan(1, 1, 1, stride) for stride in STRIDES])
-        self.caffe_input = CaffeInput()
+        self.caffe_input: nn.Module = CaffeInput()
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.pool4 = nn.MaxPool2d(3, stride=1, padding=1)
@@ -103,3 +103,14 @@ class VGG16LargeFOV(VGG16):
 
     def context(self) -> list[nn.Module]:
         return [self.pool4, self.pool5a]
+
+
+class VGG16ICD(VGG16LargeFOV):
+    """The form of ICD (Fan et al., CVPR 2020): `fc6` without dilation, and images in RGB less 127 in every channel."""
+
+    name = "vgg16_icd"
+    fc6_dilation = 1
+
+    def __init__(self, output_stride: int = 8, dilated: bool = True) -> None:
+        super().__init__(output_stride, dilated)
+        self.caffe_input = GreyInput()

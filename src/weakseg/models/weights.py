@@ -36,15 +36,15 @@ MAX_WEIGHTS_BYTES = 4 * 1024**3
 logger = logging.getLogger(__name__)
 
 
-def load_weights(backbone: Backbone, path: Path) -> None:
+def load_weights(backbone: Backbone, path: Path, name: str | None = None) -> None:
     """Fill `backbone` from a `.safetensors` file or a `.pth` file of plain tensors with torchvision's names, or from
-    one of the `ORIGINALS`.
+    one of the `ORIGINALS`. With its `name` in the registry, those of other backbones are refused.
 
     A classifier (`fc.*`, `fc8.*`, `classifier.*`) is dropped and logged, a leading `module.` is removed, and the
     counters `num_batches_tracked`, which nothing uses, may be missing. Raises `WeaksegError` for an unreadable file,
     or for missing, foreign or differently shaped tensors; the backbone is then unchanged.
     """
-    state = own_names(path, read_state(path))
+    state = own_names(path, read_state(path), name)
     classifier = sorted(name for name in state if name.startswith(CLASSIFIER_PREFIXES))
     for name in classifier:
         del state[name]
@@ -55,10 +55,15 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     backbone.load_state_dict(state, strict=False)
 
 
-def own_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a backbone with the names of one of the `ORIGINALS` under our names; any other as it is."""
+def own_names(path: Path, state: dict[str, Tensor], backbone: str | None = None) -> dict[str, Tensor]:
+    """The state of a backbone with the names of one of the `ORIGINALS` under our names; any other as it is. Raises
+    `WeaksegError` for an original that is not of this `backbone`, even if its shapes should fit."""
     for original in ORIGINALS:
         if original.matches(state):
+            if backbone is not None and backbone not in original.backbones:
+                raise WeaksegError(
+                    f"{path} is {original.about}, for the backbone {' or '.join(original.backbones)}, not {backbone}."
+                )
             try:
                 renamed = original.read(state)
             except WeaksegError as error:

@@ -143,10 +143,13 @@ def _normalised(images: Tensor) -> Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def maps_per_scale(activation_maps: Network, views: Views, device: torch.device | str) -> Iterator[Tensor]:
-    """For each scale, maps of the images plus the mirrored maps of the mirrored images, (N, C, h, w) of any h, w."""
+def maps_per_scale(
+    activation_maps: Network, views: Views, device: torch.device | str, *, mirror: bool = True
+) -> Iterator[Tensor]:
+    """For each scale, maps of the images plus, if `mirror`, the mirrored maps of the mirrored images, (N, C, h, w) of
+    any h, w."""
     for images in views.scaled:
-        yield network_outputs(activation_maps, images, device, mirror=True, views=views)
+        yield network_outputs(activation_maps, images, device, mirror=mirror, views=views)
 
 
 def resize_maps(maps: Tensor, view: Size, size: Size) -> Tensor:
@@ -169,9 +172,11 @@ def multi_scale_maps(
     device: torch.device | str,
     stride: int = 4,
     resize: Callable[[Tensor, Size, Size], Tensor] = resize_maps,
+    *,
+    mirror: bool = True,
 ) -> list[Tensor]:
     """For each image, the maps (K, ceil(H / stride), ceil(W / stride)) of its `labels` (1 … C, in their order), summed
-    over scales and mirror images; they stay on `device`.
+    over scales and, if `mirror`, mirror images; they stay on `device`.
 
     `activation_maps` gives maps (n, C, h, w) ≥ 0 of all classes; its network should be in evaluation mode. `resize`
     brings maps (K of all images, 1, h, w) of a view to the size of the result: only those of present classes are.
@@ -181,7 +186,7 @@ def multi_scale_maps(
     present = [(image, label - 1) for image, group in enumerate(labels) for label in group]
     image_index, class_index = torch.tensor(present, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
     total = torch.zeros((len(present), 1, *size), device=device)
-    for images, maps in zip(views.scaled, maps_per_scale(activation_maps, views, device), strict=True):
+    for images, maps in zip(views.scaled, maps_per_scale(activation_maps, views, device, mirror=mirror), strict=True):
         if any(not 1 <= label <= maps.shape[1] for group in labels for label in group):
             raise ValueError(f"labels {list(labels)} are not all in 1 … {maps.shape[1]}")
         view = (images.shape[1], images.shape[2])
@@ -211,6 +216,12 @@ class ActivationMaps:
     def has_background(self) -> bool:
         """Whether the first map is the background's score."""
         return len(self.labels) > 0 and int(self.labels[0]) == 0
+
+    def unsigned(self) -> ActivationMaps:
+        """The positive part of signed maps, each over its maximum; maps in [0, 1] as they are."""
+        if not self.signed:
+            return self
+        return replace(self, maps=divide_by_maximum(self.maps.clip(min=0)), signed=False)
 
     def save(self, path: Path) -> None:
         """Write an `.npz` file atomically; maps in [0, 1] are rounded to float16. Raises ValueError for maps that

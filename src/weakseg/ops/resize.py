@@ -1,4 +1,4 @@
-"""Nearest-neighbour resizing of label maps that does not shift them.
+"""Sizes of images, and nearest-neighbour resizing of label maps that does not shift them.
 
 An output pixel takes the label of the source pixel that contains its centre. The default "nearest" of OpenCV and
 PyTorch takes the corner instead, which shifts the labels by up to half an output pixel.
@@ -49,3 +49,9 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
         columns = _nearest_indices_on(labels.device, width, size[1])
         return labels.index_select(-2, rows).index_select(-1, columns)
     return labels.take(nearest_indices(height, size[0]), axis=-2).take(nearest_indices(width, size[1]), axis=-1)
+
+
+def aligned_side(side: int, stride: int, least: int = 1) -> int:
+    """`least`, or the next multiple of `stride`, and one, that holds a longer side: there, the corners of the features
+    of a network lie on the corners of its image."""
+    return least if side <= least else 1 + -(-(side - 1) // stride) * stride

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
-from weakseg.labels import BACKGROUND
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
+from weakseg.ops.crf_parameters import CRFParameters, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.otsu import histogram, otsu
@@ -30,19 +29,9 @@ T = TypeVar("T")
 LabelArray = npt.NDArray[np.uint8]
 
 Threshold = Annotated[float, Field(ge=0)]
-CRFReach = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        description="how far the CRF's colours reach (standard deviation), as a part of the size of the objects that "
-        "the scores show, so that it does not take away what is small; null: as far as its parameters say",
-    ),
-]
 
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
-SMALLEST_REACH = 2.0
-"""Pixels."""
 
 PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
@@ -59,7 +48,6 @@ class Inference(Settings):
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
     crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
-    crf_reach: CRFReach = None
     threshold: Threshold | Literal["adaptive"] = Field(
         default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
     )
@@ -95,7 +83,7 @@ def predict(
     require_images_only(model)
     views = Views.of([image], inference.scales, device)
     ((scores, labels),) = _scores(model, [image], views, inference, device, [present])
-    return decide(image, scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
+    return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
 
 
 def require_images_only(model: Model) -> None:
@@ -141,9 +129,7 @@ def predict_batches(
     def finish(result: tuple[T, Item, Tensor, LabelArray]) -> None:
         key, item, scores, labels = result
         # The thread waits for the device here, not the one that keeps it busy.
-        write(
-            key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device, inference.crf_reach)
-        )
+        write(key, item, decide(item["image"], scores.cpu().numpy(), labels, inference.crf, device))
 
     return pipelined(prepare, compute, finish, batches)
 
@@ -181,28 +167,14 @@ def decide(
     image: Image,
     scores: npt.NDArray[np.float32],
     labels: npt.NDArray[np.uint8],
-    crf: str | None,
+    crf: CRFParameters | str | None,
     device: torch.device,
-    reach: float | None = None,
 ) -> Prediction:
     """The best of `scores` (R, H, W) at every pixel; with CRF, which runs on `device`, they are taken as probabilities
-    (unary -ln p). Its colours reach `reach` times as far as the objects are large, at most."""
+    (unary -ln p)."""
     if crf is not None and len(labels) > 1:
-        parameters = PARAMETERS[crf]
-        if reach is not None:
-            parameters = parameters.within(max(SMALLEST_REACH, reach * object_size(labels[scores.argmax(0)])))
-        scores = dense_crf(image, unary_from_probabilities(scores), parameters, device)
+        scores = dense_crf(image, unary_from_probabilities(scores), crf, device)
     return Prediction(labels[scores.argmax(0)], scores, labels)
-
-
-def object_size(labels: LabelArray) -> float:
-    """The side of a square as large as the objects in a label map (H, W), pixels: the component that a pixel of the
-    foreground lies in, on average. 0 where there is none."""
-    from scipy.ndimage import label
-
-    components, count = label(labels != BACKGROUND)
-    areas = np.bincount(components.ravel(), minlength=count + 1)[1:].astype(np.float64)
-    return float(np.sqrt((areas**2).sum() / areas.sum())) if count else 0.0
 
 
 def adaptive_threshold(maps: ActivationMaps) -> float:

@@ -18,7 +18,7 @@ from weakseg.data.images import file_stamp
 from weakseg.data.loading import Reader, ReadFolder, ReadMarks, ReadTags, TrainingImages, balanced_subset, read_fields
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Concluding, Item, Method, find_method, version_of
+from weakseg.methods.base import Concluding, Item, Method, absolute, find_method, version_of
 from weakseg.methods.store import Model, describe_model, load_model, save_model
 from weakseg.ops.fields import ImageField
 from weakseg.optimisation import TrainSettings
@@ -77,7 +77,7 @@ class Learning(Stage):
         return self.model_copy(update={"model": {**self.model, "backbone": {**backbone, "weights": weights}}})
 
     def checked(self, where: str) -> Self:
-        path = str(Path(self.method).expanduser().resolve()) if self.method.endswith(".py") else self.method
+        path = absolute(self.method)
         method = find_method(self.method_kind, path)
         model = validate(method.Settings, self.model, f"{where}.model")
         options = validate(method.Options, self.options, f"{where}.options")

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import files, parallel
+from weakseg.data.check import require_objects
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
+from weakseg.data.summary import describe
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
-from weakseg.pipeline.recipe import DataSettings, Recipe
+from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
 from weakseg.runtime import start
@@ -50,12 +53,14 @@ def run(
     *,
     reuse: Sequence[Path] = (),
     redo: Sequence[str] = (),
+    until: str | None = None,
 ) -> None:
     """Carry out a recipe in the folder `root`; finished stages are skipped.
 
     `reuse` are folders of other runs: a stage that one of them has finished with the same key is taken over from there
-    instead of being done again. `redo` are stages to do again although they are finished. Under `torchrun`, every
-    process calls this with the same arguments. `announce` gets one line for each stage.
+    instead of being done again. `redo` are stages to do again although they are finished; `until` is a stage besides
+    which only those that it needs are carried out. Under `torchrun`, every process calls this with the same arguments.
+    `announce` gets one line for each stage.
 
     Raises `WeaksegError` for settings and data that make no sense, before anything is written, and `Stopped` after
     Ctrl-C.
@@ -63,18 +68,20 @@ def run(
     for name in redo:
         if name not in recipe.stages:
             raise WeaksegError(f'There is no stage "{name}" to do again. There are: {", ".join(recipe.stages)}.')
+    wanted = set(recipe.stages) if until is None else needed_for(recipe, until)
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+        require_objects(context.train, recipe.data.train)
         keys = stage_keys(context)
         _require_readable(root, recipe)
         done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
         elsewhere = _finished_elsewhere(reuse, root)
         taken = {name: elsewhere[key] for name, key in keys.items() if name not in (*done, *redo) and key in elsewhere}
         for name, stage in recipe.stages.items():
-            if name not in done and name not in taken:
+            if name in wanted and name not in done and name not in taken:
                 stage.prepare(context)
         if parallel.rank() == 0:
             clear_temporaries(root.glob)
@@ -84,6 +91,8 @@ def run(
         write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__, keys=keys)
         parallel.barrier()  # everyone has read the manifests that are cleared away next
         for name, stage in recipe.stages.items():
+            if name not in wanted:
+                continue
             if name in done:
                 if parallel.rank() == 0:
                     _describe_anew(name, stage, context.folder(name))
@@ -323,6 +332,32 @@ def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
             f'{len(without)} images of the split "{split}" have no mask to measure against, the first is {without[0]}.'
         )
     return samples
+
+
+def description(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """What the data hold for each part of a run, and what the recipe does with each kind of label, in a few lines."""
+    samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
+    return describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+
+
+def uses_of_labels(recipe: Recipe) -> dict[str, str]:
+    """What a recipe does with each kind of label (`data.summary.KINDS`)."""
+    read: dict[str, list[str]] = {"tags": [], "marks": [], "labels": []}
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Learning):
+            fields = set(stage.method_class().fields) - set(stage.inputs)
+            for field, stages in read.items():
+                if field in fields and (field != "labels" or getattr(stage, "masks", "") is None):
+                    stages.append(name)
+    tags = f"{', '.join(read['tags'])}: learned from" if read["tags"] else "they say which classes are present"
+    marks = f"{', '.join(read['marks'])}: learned from" if read["marks"] else "only their classes count, as tags do"
+    masks = (
+        f"{', '.join(read['labels'])}: learned from; results are measured on them"
+        if read["labels"]
+        else ("results are measured on them, and thresholds chosen where they are not given")
+    )
+    return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
+            "masks": masks}  # fmt: skip
 
 
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from weakseg.models.backbone import Backbone
 from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import network_outputs
+from weakseg.ops.resize import aligned_side
 from weakseg.ops.superpixels import (
     Ids,
     Size,
@@ -87,18 +88,13 @@ def dense_features(
     """What `backbone` makes of an image, which is padded to where the corners of its features lie on corners."""
     stride = backbone.strides[settings.stage - 1]
     height, width = image.shape[:2]
-    canvas = _padded(height, settings.canvas, stride), _padded(width, settings.canvas, stride)
+    canvas = aligned_side(height, stride, settings.canvas), aligned_side(width, stride, settings.canvas)
     padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
     padded[0, :height, :width] = image
     outputs = network_outputs(
         lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False
     )
     return DenseFeatures(outputs[0].cpu().numpy(), canvas)
-
-
-def _padded(side: int, least: int, stride: int) -> int:
-    """`least`, or the next multiple of the stride, and one, that holds a longer side."""
-    return least if side <= least else 1 + -(-(side - 1) // stride) * stride
 
 
 def superpixels_of_many(

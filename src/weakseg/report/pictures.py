@@ -47,6 +47,17 @@ def heat_map(image: Pixels, activation: npt.NDArray[np.float32]) -> Pixels:
     return np.round(0.35 * _grey(photo(image)) + 0.65 * heat).astype(np.uint8)
 
 
+def in_mean_colours(image: Pixels, superpixels: npt.NDArray[np.int32]) -> Pixels:
+    """An image (H, W, 3) whose superpixels (H, W) have their mean colours and white outlines."""
+    _, ids, sizes = np.unique(superpixels, return_inverse=True, return_counts=True)
+    ids = ids.reshape(superpixels.shape)
+    sums = [np.bincount(ids.ravel(), image[..., channel].ravel()) for channel in range(3)]
+    picture = (np.stack(sums, axis=1) / sizes[:, None]).astype(np.uint8)[ids]
+    picture[:, :-1][ids[:, :-1] != ids[:, 1:]] = 255
+    picture[:-1][ids[:-1] != ids[1:]] = 255
+    return picture
+
+
 def contact_sheet(cutouts: Sequence[tuple[Pixels, npt.NDArray[np.bool_]]]) -> Pixels:
     """Objects in squares of one size, on white, from left to right and from top to bottom; each is an image (h, w, 3)
     and the mask (h, w) of what is shown of it."""

@@ -23,7 +23,7 @@ MAX_FIGURES_PER_ROW = 7
 
 def strips(run: RunFolder) -> Iterator[Markup]:
     """Weakly labelled images, then validation images: of each the best, the middle and the worst, if scores tell."""
-    if not (run.leaving("maps") or run.leaving("masks") or run.scores):
+    if not (any(map(run.leaving, ("superpixels", "maps", "masks"))) or run.scores):
         yield note("No stage has made anything to look at yet.")
         return
     try:

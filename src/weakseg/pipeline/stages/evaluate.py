@@ -64,6 +64,15 @@ class Evaluate(Stage):
         assert isinstance(stage, Segment)
         return stage.inference
 
+    def prepare(self, context: Context) -> None:
+        for title, name in self.curves.items():
+            stage = context.stages[name]
+            if not isinstance(stage, Masks) or stage.rule not in ("auto", "threshold"):
+                raise WeaksegError(
+                    f'"{name}" has no threshold curve, since no threshold makes its masks. '
+                    f'Name "{title}" under masks instead of curves.'
+                )
+
     def run(self, context: Context, folder: Path) -> None:
         rows: list[dict[str, Any]] = []
         if context.score:
@@ -127,8 +136,9 @@ def _on_context(context: Context, masks: str) -> dict[str, Any]:
         return {}
     stage = context.stages[masks]
     assert isinstance(stage, Masks)
-    read = partial(read_maps, context.folder(stage.maps))
-    return {"context": measure_context(context.score, context.dataset.classes, read)}
+    source = context.folder(stage.maps)
+    scores = measure_context(context.score, context.dataset.classes, lambda s: read_maps(source, s).unsigned())
+    return {"context": scores}
 
 
 def _row(title: str, split: str, scores: Mapping[str, Any], **more: Any) -> dict[str, Any]:

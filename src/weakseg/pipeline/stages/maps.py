@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy.typing as npt
 from pydantic import Field
 from torch import Tensor
 
 from weakseg.data.dataset import Sample
 from weakseg.data.loading import ReadFolder, read_fields
 from weakseg.data.transforms import Factor
-from weakseg.methods.base import Localiser
+from weakseg.methods.base import Localiser, Settings
 from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.activation import (
     ActivationMaps,
@@ -30,6 +32,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Batch, Context, complete_batches
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
+from weakseg.settings import changed, validate
 from weakseg.threads import pipelined
 
 if TYPE_CHECKING:
@@ -63,13 +66,31 @@ class Maps(Stage):
     style: Literal["irnet", "seam", "raw"] = Field(
         default="irnet", description="how maps are resized and normalised; raw: not normalised, of any sign"
     )
+    mirror: bool = Field(default=True, description="use the mirror image, too")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="what the localiser is told for these maps, besides the options of its stage"
+    )
     batch_size: int = Field(default=8, gt=0, description="images of one size that go through the network together")
 
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
         _, readers = self._trained(context).at_inference(context)
         folders = [stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)]
-        return [stamps.images(samples), stamps.weak_labels(samples), *folders]
+        told = changed(self._options_class(context), self._options(context).model_dump())
+        return [stamps.images(samples), stamps.weak_labels(samples), json.dumps(told, sort_keys=True), *folders]
+
+    def settings_of_artifact(self) -> dict[str, Any]:
+        settings = super().settings_of_artifact()
+        settings.pop("options", None)  # they are among the dependencies, with those of the localiser's stage
+        return settings
+
+    def _options_class(self, context: Context) -> type[Settings]:
+        return self._trained(context).method_class().Options
+
+    def _options(self, context: Context) -> Settings:
+        """What the localiser is told."""
+        told = {**self._trained(context).options, **self.options}
+        return validate(self._options_class(context), told, f"{self.kind}.options")
 
     def _trained(self, context: Context) -> Learning:
         stage = context.stages[self.localiser]
@@ -82,6 +103,7 @@ class Maps(Stage):
         model = load_model(context.folder(self.localiser) / MODEL_FOLDER)
         network = model.network
         assert isinstance(network, Localiser)
+        network.options = self._options(context)
         make_ready(model, device)
         fields, readers = self._trained(context).at_inference(context)
 
@@ -92,7 +114,9 @@ class Maps(Stage):
         def compute(inputs: tuple[Batch, Views]) -> Iterator[tuple[Sample, list[int], Size, Tensor]]:
             batch, views = inputs
             labels = [sorted(sample.labels.present()) for sample in batch]
-            maps = multi_scale_maps(network.activation_maps, views, labels, device, self.stride, resize)
+            maps = multi_scale_maps(
+                network.activation_maps, views, labels, device, self.stride, resize, mirror=self.mirror
+            )
             for sample, present, of_present in zip(batch, labels, maps, strict=True):
                 yield sample, present, views.size, of_present
 
@@ -109,6 +133,11 @@ class Maps(Stage):
             partial(map_path, folder),
             partial(pipelined, read, compute, write),
         )
+
+    @staticmethod
+    def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
+        """The maps (K, H, W), float32, of the classes present, at the size of the image."""
+        return read_maps(folder, sample).upsampled()
 
     @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
@@ -132,7 +161,7 @@ def map_figures(run: RunFolder, name: str, shown: Shown, what: str) -> Iterator[
     if len(run.of_kind(run.stages[name]["kind"])) > 1:
         curves = {run.stages[masks]["maps"]: title for masks, title in run.titles("curves").items()}
         what += f" ({curves.get(name, name)})"
-    yield from shown.heat_maps(read_maps(run.root / name, shown.sample), what)
+    yield from shown.heat_maps(read_maps(run.root / name, shown.sample).unsigned(), what)
 
 
 STAGE = Maps

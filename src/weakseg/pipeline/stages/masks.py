@@ -19,11 +19,12 @@ from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import MaskRule, find_method, version_of
+from weakseg.methods.base import MaskRule, absolute, find_method, version_of
+from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.inference import (
-    CRFReach,
     LabelArray,
     Threshold,
     adaptive_threshold,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from weakseg.report.folder import RunFolder
     from weakseg.report.markup import Markup
 
+TRIED, HALVINGS = 48, 4
+"""So many images tell how far a CRF may reach, and it is halved so often at most."""
 RULES = ("auto", "threshold", "own background")
 
 T = TypeVar("T")
@@ -66,7 +69,13 @@ class Masks(Stage):
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
     crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
-    crf_reach: CRFReach = None
+    crf_keeps: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="part of the foreground that the CRF has to leave in the median image; its colours reach half as "
+        "far until it does, since it takes away what is small; null: they reach as far as its parameters say",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the settings of a method's rule")
     inputs: Annotated[dict[str, str], Reads()] = Field(
         default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
@@ -89,11 +98,12 @@ class Masks(Stage):
                     f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
                 )
         options = validate(rule.Settings, self.options, f"{where}.options")
-        return self.model_copy(update={"options": options.model_dump(mode="json")})
+        return self.model_copy(update={"rule": absolute(self.rule), "options": options.model_dump(mode="json")})
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
         if self.rule not in RULES:
+            settings["rule"] = Path(self.rule).name
             settings["options"] = changed(find_method(MaskRule, self.rule).Settings, self.options)
         return settings
 
@@ -123,16 +133,31 @@ class Masks(Stage):
         source, device = context.folder(self.maps), context.fabric.device
         threshold = self._threshold(context, source, folder)
 
-        def decide_mask(sample: Sample) -> LabelArray:
-            maps = read_maps(source, sample)
-            scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
-            if threshold is not None:
-                background = adaptive_threshold(maps) if threshold == "adaptive" else threshold
-                scores, labels = scores[maps.has_background :], labels[maps.has_background :]
-                scores, labels = against_background(scores, background), np.array([0, *labels], np.uint8)
-            return decide(read_image(sample.image), scores, labels, self.crf, device, self.crf_reach).labels
+        def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
+            scores, labels = _scores(read_maps(source, sample), threshold)
+            return decide(read_image(sample.image), scores, labels, crf, device).labels
 
-        return decide_mask
+        crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
+        return partial(decide_with, crf)
+
+    def _sparing(
+        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], LabelArray]
+    ) -> CRFParameters:
+        """The CRF, reaching no farther than the size of the objects allows; no mask is needed to tell."""
+        if self.crf_keeps is None:
+            return crf
+        step = -(-len(context.train) // TRIED)
+        tried = parallel.share(context.train[::step])
+        before = [int(np.count_nonzero(decide_with(None, sample))) for sample in tried]
+        farthest = float(np.max(crf.bilateral_sxy))
+        for halvings in range(HALVINGS + 1):
+            found = crf.within(farthest / 2**halvings)
+            after = [int(np.count_nonzero(decide_with(found, sample))) for sample in tried]
+            kept = [a / b for part in parallel.gather(list(zip(after, before, strict=True))) for a, b in part if b]
+            if not kept or float(np.median(kept)) >= self.crf_keeps:
+                break
+        context.log("crf", reach=farthest / 2**halvings, kept=round(float(np.median(kept)), 4) if kept else None)
+        return found
 
     def _by_method(self, context: Context, folder: Path) -> Decide:
         """What the rule of a method says."""
@@ -142,6 +167,7 @@ class Masks(Stage):
             ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
         ]
         readers += self._folders(context)
+        self._write_curve(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
             item = read_fields(sample, readers, method.fields)
@@ -170,11 +196,7 @@ class Masks(Stage):
             raise WeaksegError(f'The maps of "{self.maps}" have no background of their own; set rule to threshold.')
         if first.has_background and self.rule != "threshold":
             return self._decided(context, folder, None, "the maps have a background of their own")
-        if context.score and not first.has_background and not (folder / "curve.json").exists():
-            curve = measure_curve(context.score, context.dataset.classes, partial(read_maps, source))
-            if parallel.rank() == 0:
-                write_json(folder / "curve.json", curve.to_dict())
-            parallel.barrier()
+        self._write_curve(context, source, folder)
         if not isinstance(self.threshold, str):
             return self._decided(context, folder, self.threshold, "given")
         if self.threshold == "auto" and (folder / "curve.json").exists():
@@ -182,6 +204,16 @@ class Masks(Stage):
             return self._decided(context, folder, best, "best on the score split")
         origin = "given" if self.threshold == "adaptive" else "no masks are there to choose one"
         return self._decided(context, folder, "adaptive", origin)
+
+    def _write_curve(self, context: Context, source: Path, folder: Path) -> None:
+        """The threshold curve of maps without a background of their own, where there are masks."""
+        has_background = read_maps(source, context.train[0]).has_background
+        if not context.score or has_background or (folder / "curve.json").exists():
+            return
+        curve = measure_curve(context.score, context.dataset.classes, lambda s: read_maps(source, s).unsigned())
+        if parallel.rank() == 0:
+            write_json(folder / "curve.json", curve.to_dict())
+        parallel.barrier()
 
     def _decided(self, context: Context, folder: Path, threshold: T, origin: str) -> T:
         context.log("threshold", threshold=threshold, origin=origin)
@@ -200,6 +232,17 @@ class Masks(Stage):
 def mask_path(folder: Path, sample: Sample) -> Path:
     """Where the pseudo-mask of an image lies in the folder of its stage."""
     return folder / "masks" / f"{sample.name}.png"
+
+
+def _scores(maps: ActivationMaps, threshold: float | str | None) -> tuple[npt.NDArray[np.float32], LabelArray]:
+    """Scores (R, H, W) of a background and the classes of maps, and their labels (R,). Without a threshold, the
+    background is that of the maps."""
+    scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
+    if threshold is None:
+        return scores, labels
+    background = float(threshold) if threshold != "adaptive" else adaptive_threshold(maps)
+    scores, labels = scores[maps.has_background :], labels[maps.has_background :]
+    return against_background(scores, background), np.array([0, *labels], np.uint8)
 
 
 STAGE = Masks

@@ -3,11 +3,12 @@ folder of such PNGs lies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
@@ -23,6 +24,11 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.stage import Stage
 from weakseg.pipeline.superpixels import SuperpixelSettings, ready_backbone, segmented, superpixels_of_many
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 SOURCE_NAME = "source.json"
 
@@ -90,6 +96,16 @@ class Superpixels(SuperpixelSettings, Stage):
         if source.exists():
             return read_superpixels(_path(Path(read_json(source)["folder"]), sample))
         return read_superpixels(superpixel_path(folder, sample))
+
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        from weakseg.report.figures import figure
+        from weakseg.report.pictures import in_mean_colours, photo
+
+        if shown.weakly_labelled:
+            ids = cls.array_of(run.root / name, shown.sample)
+            caption = f"{name}: {len(np.unique(ids))}"
+            yield figure(photo(in_mean_colours(shown.image, ids)), caption, f"{caption}, {shown.sample.name}")
 
 
 def superpixel_path(folder: Path, sample: Sample) -> Path:

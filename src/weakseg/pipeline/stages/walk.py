@@ -13,7 +13,7 @@ from pydantic import Field
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Image, Refiner, Settings, find_method, version_of
+from weakseg.methods.base import Image, Refiner, Settings, absolute, find_method, version_of
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
@@ -60,8 +60,7 @@ class ByRefiner(Stage):
         raise NotImplementedError
 
     def checked(self, where: str) -> Self:
-        path = str(Path(self.method).expanduser().resolve()) if self.method.endswith(".py") else self.method
-        found = self.model_copy(update={"method": path})
+        found = self.model_copy(update={"method": absolute(self.method)})
         options = validate(found.options_class(), self.options, f"{where}.options")
         return found.model_copy(update={"options": options.model_dump(mode="json")})
 

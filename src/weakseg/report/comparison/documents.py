@@ -38,20 +38,21 @@ def markdown(comparison: Comparison) -> str:
         f"# {heading(comparison)}",
         f"Data: {_escaped(comparison.data)}. Seeds: {', '.join(map(str, comparison.seeds))}.",
         *(["Missing:\n\n" + "\n".join(map(_escaped, missing))] if missing else []),
-        _markdown_table(*result_cells(comparison), texts=2),
+        markdown_table(*result_cells(comparison), texts=2),
         EXPLANATION,
         PARTS_EXPLANATION,
         "## Seed by seed, mIoU %",
-        _markdown_table(*seed_cells(comparison), texts=2),
+        markdown_table(*seed_cells(comparison), texts=2),
         "## Time and training",
-        _markdown_table(*work_cells(comparison), texts=3),
+        markdown_table(*work_cells(comparison), texts=3),
         pass_sentence(comparison),
         WORK_EXPLANATION,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+    """A table whose first `texts` columns hold words."""
     line = ["---" if place < texts else "---:" for place in range(len(header))]
     return "\n".join(f"| {' | '.join(_escaped(cell) for cell in cells)} |" for cells in (header, line, *rows))
 
