@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -63,7 +64,9 @@ def main() -> None:
     # soon as any other process wants it, too.
     if not WAITING.intersection(os.environ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    warnings.filterwarnings("ignore", module="PIL")  # about metadata, which nothing here uses
+    # Pillow's remarks about metadata, which nothing here uses; what keeps it from decoding is told by an exception.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whose encoding may lack letters of a class or a file name
             stream.reconfigure(errors="backslashreplace")
