@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import files, parallel
-from weakseg.data.check import require_objects
+from weakseg.data.check import require_masks, require_objects
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
@@ -75,6 +75,7 @@ def run(
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         require_objects(context.train, recipe.data.train)
+        require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)
         done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
@@ -337,7 +338,8 @@ def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
 def description(recipe: Recipe, dataset: Dataset) -> list[str]:
     """What the data hold for each part of a run, and what the recipe does with each kind of label, in a few lines."""
     samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
-    return describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    held = describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    return [*held, *(f"note: {note}" for note in dataset.notes)]
 
 
 def uses_of_labels(recipe: Recipe) -> dict[str, str]:
