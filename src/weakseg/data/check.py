@@ -213,7 +213,8 @@ def _check_image(variants: list[Sample]) -> _Finding:
         return _Finding(sample, [str(error)], [], values)
     problems = []
     for variant in variants:
-        for what, source in (("mask", variant.mask), ("context mask", variant.context)):
+        drawn = (("mask", variant.mask), ("context mask", variant.context), ("corrected mask", variant.corrected))
+        for what, source in drawn:
             if source is None:
                 continue
             try:

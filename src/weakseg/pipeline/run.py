@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import files, parallel
+from weakseg.data import corrections
 from weakseg.data.check import require_masks, require_objects
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
@@ -28,10 +29,12 @@ from weakseg.data.summary import describe
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
+from weakseg.pipeline.edits import MASKS_FOLDER, edited_masks, written_masks
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.segment import Segment
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
 from weakseg.version import __version__
@@ -43,6 +46,8 @@ PENDING_NAME = "pending.json"
 RECIPE_NAME = "recipe.yaml"
 DATA_NAME = "data.json"
 LOCK_NAME = "run.lock"
+NAMES_SHOWN = 5
+"""So many images are named in a message."""
 
 
 def run(
@@ -81,6 +86,7 @@ def run(
         done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
         elsewhere = _finished_elsewhere(reuse, root)
         taken = {name: elsewhere[key] for name, key in keys.items() if name not in (*done, *redo) and key in elsewhere}
+        _require_unedited([name for name in wanted if name not in (*done, *redo)], context)
         for name, stage in recipe.stages.items():
             if name in wanted and name not in done and name not in taken:
                 stage.prepare(context)
@@ -98,9 +104,11 @@ def run(
                 if parallel.rank() == 0:
                     _describe_anew(name, stage, context.folder(name))
                     announce(f"{name}: finished before, skipped")
+                    _tell_edits(name, context, announce)
             elif name in taken and _take_over(name, stage, keys[name], taken[name], context):
                 if parallel.rank() == 0:
                     announce(f"{name}: taken from {taken[name]}")
+                    _tell_edits(name, context, announce)
             else:
                 _run_stage(name, stage, keys[name], context, announce, again=name in redo)
         write_log(root, "done")
@@ -127,6 +135,38 @@ def _is_done(folder: Path, key: str) -> bool:
     """Whether the stage of this folder was finished with this key."""
     manifest = finished(folder)
     return manifest is not None and manifest["key"] == key
+
+
+def _edits(name: str, context: Context) -> tuple[str, str] | None:
+    """The masks of a stage that were changed by hand and are not in the data set's folder `corrected`, in words, and
+    what to do with them; None where there are none."""
+    corrected = {sample.name for sample in context.train if sample.corrected is not None}
+    manifest = finished(context.folder(name)) or {}
+    edited = [
+        image for image in edited_masks(context.folder(name), manifest.get("masks", {})) if image not in corrected
+    ]
+    if not edited:
+        return None
+    more = ", …" if len(edited) > NAMES_SHOWN else ""
+    found = f"{len(edited)} of its masks were changed by hand ({', '.join(edited[:NAMES_SHOWN])}{more})"
+    masks, target = context.folder(name) / MASKS_FOLDER, context.dataset.folder / corrections.FOLDER
+    return found, f"Copy them from {masks} to {target}; the segmenter then learns from them"
+
+
+def _require_unedited(names: Sequence[str], context: Context) -> None:
+    """Raise `WeaksegError` where the work of a person would be cleared away by stages that are to be carried out."""
+    for name in names:
+        if (edits := _edits(name, context)) is not None:
+            found, advice = edits
+            raise WeaksegError(
+                f"{name} has to run again, but {found}, which would be lost. {advice}. To do without: --redo {name}."
+            )
+
+
+def _tell_edits(name: str, context: Context, announce: Callable[[str], None]) -> None:
+    if (edits := _edits(name, context)) is not None:
+        found, advice = edits
+        announce(f"{name}: {found}, which changes nothing. {advice}.")
 
 
 def stage_keys(context: Context) -> dict[str, str]:
@@ -193,6 +233,7 @@ def _run_stage(
                 "processes": parallel.world_size(),
                 "device": context.fabric.device.type,
                 "versions": versions(),
+                **({"masks": written_masks(folder)} if stage.leaves == "masks" else {}),
             },
         )
         (folder / PENDING_NAME).unlink()
@@ -358,8 +399,14 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
         if read["labels"]
         else ("results are measured on them, and thresholds chosen where they are not given")
     )
+    correcting = [name for name, stage in recipe.stages.items() if _learns_from_corrections(stage)]
+    corrected = f"{', '.join(correcting)}: learned from, in place of pseudo-masks" if correcting else "not used"
     return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
-            "masks": masks}  # fmt: skip
+            "masks": masks, "corrected masks": corrected}  # fmt: skip
+
+
+def _learns_from_corrections(stage: Stage) -> bool:
+    return isinstance(stage, Segment) and stage.learns_from_corrections()
 
 
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
@@ -378,6 +425,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         },
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
+        "corrected": [sample.name for sample in context.train if sample.corrected is not None],
     }
 
 

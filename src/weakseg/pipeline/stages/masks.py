@@ -24,6 +24,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
+from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
     LabelArray,
     Threshold,
@@ -233,7 +234,7 @@ class Masks(Stage):
 
 def mask_path(folder: Path, sample: Sample) -> Path:
     """Where the pseudo-mask of an image lies in the folder of its stage."""
-    return folder / "masks" / f"{sample.name}.png"
+    return folder / MASKS_FOLDER / f"{sample.name}.png"
 
 
 def _usual_threshold(context: Context, source: Path) -> float | None:
