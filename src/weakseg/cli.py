@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -63,7 +64,9 @@ def main() -> None:
     # soon as any other process wants it, too.
     if not WAITING.intersection(os.environ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    warnings.filterwarnings("ignore", module="PIL")  # about metadata, which nothing here uses
+    # Pillow's remarks about metadata, which nothing here uses; what keeps it from decoding is told by an exception.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whose encoding may lack letters of a class or a file name
             stream.reconfigure(errors="backslashreplace")
@@ -139,12 +142,16 @@ def run(
 
     found = recipes.load_recipe(recipe, set_)
     if until is not None:
-        found = recipes.until(found, until)
+        recipes.needed_for(found, until)
     if weights is not None:
         found = recipes.with_weights(found, str(weights))
+    from weakseg.pipeline.run import description
     from weakseg.pipeline.run import run as run_recipe
 
-    run_recipe(found, open_dataset(data, format), out, reuse=reuse, redo=redo)
+    dataset = open_dataset(data, format)
+    if "RANK" not in os.environ or os.environ["RANK"] == "0":
+        print("\n".join(description(found, dataset)))
+    run_recipe(found, dataset, out, reuse=reuse, redo=redo, until=until)
     if rank() == 0:
         report(out)
 

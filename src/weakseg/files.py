@@ -193,4 +193,6 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     except FileNotFoundError:
         raise WeaksegError(f"{path} does not exist.") from None
     except Exception as error:  # damage shows as almost any exception: of zipfile, zlib, the array's header, …
-        raise WeaksegError(f"{path} is not a readable array file ({error}). Delete it and run again.") from None
+        raise WeaksegError(
+            f"{path} is not a readable array file but damaged or of another kind. Delete it and run again."
+        ) from error

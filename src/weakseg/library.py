@@ -93,13 +93,11 @@ def run(
     from weakseg.report.run import write_report
 
     found = _recipe(recipe, changes or {})
-    if until is not None:
-        found = recipes.until(found, until)
     if weights is not None:
         found = recipes.with_weights(found, str(weights))
     root = Path(out)
     carry_out(
-        found, open_dataset(Path(data), format), root, announce, reuse=[Path(other) for other in reuse], redo=redo
+        found, open_dataset(Path(data), format), root, announce, reuse=[Path(o) for o in reuse], redo=redo, until=until
     )
     if parallel.rank() == 0:
         write_report(root)

@@ -134,7 +134,9 @@ def _sentence(found: Sequence[dict[str, Any]]) -> str:
 def _expected(details: Mapping[str, Any]) -> str:
     for kind, text in _EXPECTED.items():
         if details["type"].startswith(kind):
-            return text.format_map(details.get("ctx", {})).replace("'", "")
+            bounds = details.get("ctx", {})
+            whole = {name: int(b) if isinstance(b, float) and b.is_integer() else b for name, b in bounds.items()}
+            return text.format_map(whole).replace("'", "")
     return f"something else: {details['msg'][:1].lower()}{details['msg'][1:]}"
 
 

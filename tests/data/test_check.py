@@ -164,9 +164,10 @@ def test_reserved_names_are_reserved_in_any_writing(tmp_path: Path, name: str) -
     assert f'"{name}" is reserved' in problem
 
 
-def test_a_split_that_no_setting_uses_is_noted(tmp_path: Path) -> None:
-    [note] = check_dataset(label(tmp_path, "one,cat,\ntwo,dog,blue\n")).notes
-    assert '"blue" (1 image)' in note
+@pytest.mark.parametrize("split", ["blue", "Train", "validation"])
+def test_a_split_that_no_setting_uses_is_noted(tmp_path: Path, split: str) -> None:
+    [note] = check_dataset(label(tmp_path, f"one,cat,\ntwo,dog,{split}\n")).notes
+    assert f'"{split}" (1 image)' in note
     assert check_dataset(label(tmp_path, "one,cat,blue\ntwo,dog,blue\n")).notes == []
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 
 from weakseg.data.dataset import Sample
 from weakseg.data.findings import Report
@@ -266,6 +268,14 @@ def test_boxes_are_widened_and_cut_as_those_of_other_formats(
     changed = box != [3, 0, 3, 1]
     assert len(notes_of(root)) == changed
     assert all(note.startswith(f'{root / "labels.json"}, image "one", boxes[0]') for note in notes_of(root))
+
+
+def test_shares_of_the_image_are_noted(described: Callable[..., Path]) -> None:
+    box, point = {"class": "cat", "box": [0.1, 0.2, 0.5, 0.9]}, {"class": "cat", "point": [0.5, 0.5]}
+    root = described({"one": {"boxes": [box], "points": [point, {"class": "cat", "point": [1, 0]}]}})
+    [note] = notes_of(root)
+    assert "boxes[0] (and 1 more, 2 in all)" in note
+    assert "not shares of the image" in note
 
 
 def test_points_on_the_edge_are_moved_into_the_image(described: Callable[..., Path]) -> None:
@@ -536,3 +546,19 @@ def test_bad_drawings_are_problems(folder: Path, save_image: Save) -> None:
     assert "one.png holds values that are no class: 9 (48 pixels)" in unknown
     assert "two three.png is no label map" in colour
     assert size == f"{folder / 'scribbles' / 'four.png'} has 5 × 6 pixels, its image 5 × 5."
+
+
+def test_the_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "labels-json.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    for name in ("cats/1.jpg", "2.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (160, 130)).save(path)
+    (tmp_path / "labels.json").write_text(example, encoding="utf-8")
+    report = Report()
+    first, second = sorted(read_folder(tmp_path, report).split("train"), key=lambda sample: sample.name)[::-1]
+    assert report == Report()
+    assert first.labels.present() == {1, 2}
+    assert first.labels.boxes == (Box(1, 12, 40, 96, 120),)
+    assert second.labels.tags == frozenset()

@@ -75,17 +75,17 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda c: c.update(format=99), "was written by weakseg 0.1.0, which is newer than this one"),
-        (lambda c: c.pop("classes"), "config.json is not the configuration of a weakseg model (KeyError('classes'))"),
-        (lambda c: c.update(kind="poem"), "config.json is not the configuration of a weakseg model (KeyError('poem'))"),
-        (lambda c: c.update(classes=3), "config.json is not the configuration of a weakseg model (TypeError"),
-        (lambda c: c.update(settings=[1]), "config.json is not the configuration of a weakseg model (TypeError"),
+        (lambda c: c.pop("classes"), "config.json is not the configuration of a weakseg model: it needs"),
+        (lambda c: c.update(kind="poem"), "config.json is not the configuration of a weakseg model: it needs"),
+        (lambda c: c.update(classes=3), "config.json is not the configuration of a weakseg model: it needs"),
+        (lambda c: c.update(settings=[1]), "config.json is not the configuration of a weakseg model: it needs"),
         (lambda c: c.update(method="deeplob"), 'There is no segmenter "deeplob". There are: '),
         (lambda c: c["settings"].update(ratse=[1]), 'ratse: unknown setting. Did you mean "rates"?'),
         (
             lambda c: c.update(classes=["kettle", "Löffel", "fork"]),
-            "model.safetensors does not hold the weights of deeplab for 3 classes, as config.json says: ",
+            "model.safetensors does not hold the weights of deeplab for 3 classes, as config.json says. ",
         ),
-        (lambda c: c["settings"].update(rates=[1, 2]), "Unexpected key(s) in state_dict"),
+        (lambda c: c["settings"].update(rates=[1, 2]), "as config.json says. Tensors "),
     ],
 )
 def test_a_changed_configuration_is_explained(
@@ -106,7 +106,7 @@ def test_a_configuration_of_another_shape(folder: Path, config: str) -> None:
 
 def test_missing_weights(folder: Path) -> None:
     (folder / WEIGHTS_NAME).unlink()
-    with pytest.raises(WeaksegError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(WeaksegError, match=r"model\.safetensors do not exist"):
         load_model(folder)
 
 
@@ -114,5 +114,5 @@ def test_missing_weights(folder: Path) -> None:
 def test_truncated_weights(folder: Path, length: int) -> None:
     content = (folder / WEIGHTS_NAME).read_bytes()
     (folder / WEIGHTS_NAME).write_bytes(content[:length])
-    with pytest.raises(WeaksegError, match=r"model\.safetensors does not hold the weights of deeplab"):
+    with pytest.raises(WeaksegError, match=r"model\.safetensors is not a readable safetensors file"):
         load_model(folder)

@@ -269,10 +269,10 @@ def test_augment(parity, case, variant):
 
     size = labels.shape
     if variant == "base":
-        size = longer_side_size(size, int(vectors["base_size"]), "deeplab")
-    size = scaled_size(size, scale, "deeplab")
+        size = longer_side_size(size, int(vectors["base_size"]), "torch")
+    size = scaled_size(size, scale, "torch")
     place = Crop(side, int(top), int(left), 0, 0, min(side, size[0]), min(side, size[1]))
-    bgr = resize_image(image, size, "deeplab")[..., ::-1].astype(np.float32)
+    bgr = resize_image(image, size, "torch")[..., ::-1].astype(np.float32)
     image_view = (crop(bgr, place, mean) - mean).transpose(2, 0, 1)
     label_view = crop(resize_labels(labels, size), place, VOID)
     if flip < 0.5:

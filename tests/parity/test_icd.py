@@ -177,8 +177,8 @@ def test_views(parity: Any, case: str) -> None:
         (vectors["eval_target"], 1.0, False, centred(image.shape[:2], int(vectors["eval_target"])), "eval"),
     ):
         side = int(target)
-        augmentation = Augmentation(style="icd", crop=side, padding="grey")
-        size = scaled_size(image.shape[:2], float(scale), "icd")
+        augmentation = Augmentation(style="opencv_linear", crop=side, padding="grey")
+        size = scaled_size(image.shape[:2], float(scale), "opencv_linear")
         place = Crop(side, int(top), int(left), 0, 0, min(size[0], side), min(size[1], side))
         if mirrored:
             place = place.before_mirroring(size[1])

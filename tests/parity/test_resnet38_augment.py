@@ -69,7 +69,7 @@ def test_scaled_for_inference(vectors: Vectors) -> None:
 @pytest.mark.cases("resnet38/transforms", "crop_*_size")
 def test_crops(vectors: Vectors, case: str) -> None:
     image, draws = vectors["image"], Draws(vectors[f"crop_{case}_draws"].tolist())
-    place = random_crop(image.shape[:2], int(vectors[f"crop_{case}_size"]), "irnet", draws)  # type: ignore[arg-type]
+    place = random_crop(image.shape[:2], int(vectors[f"crop_{case}_size"]), "pillow", draws)  # type: ignore[arg-type]
     assert draws.bounds == vectors[f"crop_{case}_bounds"].tolist()
     view = normalised_crop(image, place).transpose(1, 2, 0)
     assert np.abs(view - vectors[f"crop_{case}"]).max() <= 1e-6
@@ -103,7 +103,7 @@ def test_scaled_like_opencv(retrain: Vectors) -> None:
     image, labels = retrain["image"], retrain["seg"]
     low, high = 0.5, 1.5
     factor = low + float(retrain["scale_draw"]) * (high - low)
-    size = scaled_size(labels.shape, factor, "seam_retrain")
+    size = scaled_size(labels.shape, factor, "opencv_cubic")
     assert size == retrain["scaled_seg"].shape
     assert np.abs(scale_cubic(image, size, factor).astype(int) - retrain["scaled_image"]).max() <= 1
     np.testing.assert_array_equal(scale_nearest(labels, size, factor), retrain["scaled_seg"])
@@ -111,7 +111,7 @@ def test_scaled_like_opencv(retrain: Vectors) -> None:
 
 def test_retrain_crop(retrain: Vectors) -> None:
     side = len(retrain["crop_seg"])
-    place = random_crop(retrain["seg"].shape, side, "seam_retrain", Draws(retrain["crop_draws"].tolist()))  # type: ignore[arg-type]
+    place = random_crop(retrain["seg"].shape, side, "opencv_cubic", Draws(retrain["crop_draws"].tolist()))  # type: ignore[arg-type]
     view = normalised_crop(retrain["image"], place).transpose(1, 2, 0)
     assert np.abs(view - retrain["crop_image"]).max() <= 1e-6
     np.testing.assert_array_equal(crop(retrain["seg"], place, VOID), retrain["crop_seg"])
@@ -119,7 +119,7 @@ def test_retrain_crop(retrain: Vectors) -> None:
 
 def test_the_whole_view_is_made_in_the_paper_s_order(retrain: Vectors) -> None:
     image, labels = retrain["image"], retrain["seg"]
-    augmentation = Augmentation(style="seam_retrain", scale_range=(0.5, 1.5), crop=24, colour="hsv_shift")
+    augmentation = Augmentation(style="opencv_cubic", scale_range=(0.5, 1.5), crop=24, colour="hsv_shift")
     rng = np.random.default_rng(4)
     view = augmentation.draw(labels.shape, rng)
     assert view.recolour is not None

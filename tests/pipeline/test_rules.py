@@ -18,7 +18,7 @@ from weakseg.files import read_json
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.inference import Inference, predict
-from weakseg.pipeline.recipe import load_recipe, until
+from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
 from weakseg.report.run import write_report
 from weakseg.runtime import start
@@ -107,15 +107,15 @@ def refined(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
     }
     recipe = {"extends": "toy-cam", "name": "same", "about": "maps with a background", "stages": stages}
     (folder / "same.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    run(until(load_recipe(str(folder / "same.yaml"), TINY), "walk"), dataset, folder / "run", lambda line: None)
+    run(load_recipe(str(folder / "same.yaml"), TINY), dataset, folder / "run", lambda line: None, until="walk")
     return folder / "same.yaml", folder / "run"
 
 
 def decide(refined: tuple[Path, Path], dataset: Dataset, root: Path, *changes: str) -> Path:
     """The folder of masks that are decided otherwise."""
     recipe, reused = refined
-    changed = until(load_recipe(str(recipe), [*TINY, *changes]), "decided")
-    run(changed, dataset, root, lambda line: None, reuse=[reused])
+    changed = load_recipe(str(recipe), [*TINY, *changes])
+    run(changed, dataset, root, lambda line: None, reuse=[reused], until="decided")
     return root / "decided"
 
 

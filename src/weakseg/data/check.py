@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.dataset import UNLABELLED, Dataset, Sample
 from weakseg.data.findings import Report, Reported, reading
 from weakseg.data.images import conversions, read_image
 from weakseg.data.opening import open_dataset
@@ -21,8 +21,8 @@ from weakseg.errors import WeaksegError
 from weakseg.labels import VOID, Classes, folded, tags_of, visible
 
 HELD_OUT = ("val", "test")
-USUAL_SPLITS = ("train", "val", "test", "unlabelled")
-"""How the names of splits begin that settings use, or that need none."""
+USUAL_SPLITS = ("train", "val", "test", UNLABELLED)
+"""Splits that settings use, or that need none. Lists of VOC and files of COCO may have longer names."""
 
 SUSPICIOUS = {"ignore", "ignored", "unlabeled", "unlabelled", "unknown", "none", "nothing", "undefined", "bg"}
 """Names, folded, that are hardly those of things."""
@@ -127,7 +127,8 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
     for split, samples in dataset.splits.items():
         if not samples:
             report.problem(f'The split "{split}" is empty.')
-        if len(dataset.splits) > 1 and not split.startswith(USUAL_SPLITS):
+        usual = split in USUAL_SPLITS or (dataset.format != "folder" and split.startswith(USUAL_SPLITS))
+        if len(dataset.splits) > 1 and not usual:
             report.note(
                 f'No setting uses the split "{split}" ({_images(len(samples))}) by itself. If it is meant, say so with '
                 f"--set data.train={split}; if not, look at the column of splits, where a tag may have slipped in."
@@ -212,7 +213,8 @@ def _check_image(variants: list[Sample]) -> _Finding:
         return _Finding(sample, [str(error)], [], values)
     problems = []
     for variant in variants:
-        for what, source in (("mask", variant.mask), ("context mask", variant.context)):
+        drawn = (("mask", variant.mask), ("context mask", variant.context), ("corrected mask", variant.corrected))
+        for what, source in drawn:
             if source is None:
                 continue
             try:

@@ -41,7 +41,8 @@ class Sample:
     `name` is unique in the data set and is used as the file name of everything a run writes for this image
     (it may contain spaces, any script, and `/` for sub-folders, but never leaves the folder). `objects` is a PNG whose
     values number the objects, 0 none and 255 void. `context` says of every pixel which class's context is seen there,
-    0 for none (see `ops.context`); only data that were made for it have it.
+    0 for none (see `ops.context`); only data that were made for it have it. `corrected` is a mask that somebody made of
+    a pseudo-mask (see `data.corrections`); it is learned from, never measured against.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Sample:
     mask: MaskSource | None = None
     objects: Path | None = None
     context: MaskSource | None = None
+    corrected: MaskSource | None = None
 
     def instances(self) -> Instances | None:
         """The true instances, None where nobody has drawn them. Raises `WeaksegError` for files that do not fit."""

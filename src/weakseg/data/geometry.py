@@ -60,6 +60,7 @@ class Places:
             raise WeaksegError(f"the box {_listed(sides)} (left, top, right, bottom) is empty or lies outside {place}.")
         if wide[0] < 0 or wide[1] < 0 or wide[2] > width or wide[3] > height:
             self.report.note("a box reached over the edge of its image and was cut to it.", where)
+        self._note_fractions(sides, size, where)
         return Box(label, x0, y0, x1, y1)
 
     def pixel(self, x: float, y: float, size: Size | None, where: str) -> tuple[int, int]:
@@ -71,11 +72,17 @@ class Places:
         if not (-1 <= x <= width and -1 <= y <= height):
             place = "the image" if size is None else f"the image of {height} × {width} pixels (height × width)"
             raise WeaksegError(f"the point {_listed((x, y))} lies outside {place}.")
+        self._note_fractions((x, y), size, where)
         column, row = math.floor(x), math.floor(y)
         inside = int(min(max(column, 0), width - 1)), int(min(max(row, 0), height - 1))
         if inside != (column, row):
             self.report.note("a point on the edge of its image was moved into it.", where)
         return inside
+
+    def _note_fractions(self, numbers: Sequence[float], size: Size | None, where: str) -> None:
+        inside = all(0 <= number <= 1 for number in numbers) and not all(number.is_integer() for number in numbers)
+        if inside and size is not None and max(size) > 1:
+            self.report.note("all lies in the first pixel. Coordinates are pixels, not shares of the image.", where)
 
 
 def size_of(image: Path) -> Size | None:

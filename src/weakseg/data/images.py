@@ -385,7 +385,7 @@ def decode_ids(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
 
 
 def read_superpixels(path: Path) -> npt.NDArray[np.int32]:
-    """The ids (H, W) in a PNG of three bytes a pixel, such as those that ICD's authors published.
+    """The ids (H, W) in a PNG of three bytes a pixel, such as those of published superpixels.
 
     Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
     """

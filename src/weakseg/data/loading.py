@@ -34,7 +34,7 @@ class Draw(NamedTuple):
 class Order:
     """The order of `count` images in batches of `batch_size`, reshuffled every epoch.
 
-    The last incomplete batch of an epoch is dropped (irnet.md section 4); where there are fewer images than a
+    The last incomplete batch of an epoch is dropped; where there are fewer images than a
     batch holds, the epoch's permutation is repeated to fill one batch.
     """
 

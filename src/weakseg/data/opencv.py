@@ -1,6 +1,6 @@
 """What OpenCV does to 8-bit images when it scales them and shifts their colours, without OpenCV.
 
-SEAM's program augments images this way for its segmenter, ICD's for its classifier.
+Programs of papers augment images this way.
 """
 
 from __future__ import annotations

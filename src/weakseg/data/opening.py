@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from weakseg.data.coco import read_coco
+from weakseg.data.corrections import with_corrections
 from weakseg.data.dataset import Dataset
 from weakseg.data.findings import Report, reading
 from weakseg.data.folder import read_folder
@@ -44,7 +45,8 @@ FORMATS = {
 
 
 def open_dataset(path: Path | str, format: str | None = None, report: Report | None = None) -> Dataset:
-    """Open a data set of the given format ("voc", "coco", "folder"), or of the first that its files show.
+    """Open a data set of the given format ("voc", "coco", "folder"), or of the first that its files show, with the
+    corrected masks that lie in its folder.
 
     Raises `WeaksegError` for an unknown format, a path that does not exist or that no format fits, and for the
     problems that the reader finds; with a `report` these go there instead, and what is sound is returned.
@@ -59,7 +61,7 @@ def open_dataset(path: Path | str, format: str | None = None, report: Report | N
     if format is None:
         raise WeaksegError(_looked_for(path))
     with reading(path, report) as report:
-        dataset = FORMATS[format].read(path, report)
+        dataset = with_corrections(FORMATS[format].read(path, report), report)
         return replace(dataset, notes=tuple(report.notes))
 
 

@@ -37,21 +37,26 @@ def read_pickled_dict(path: Path) -> dict[str | int, npt.NDArray[Any]]:
     except WeaksegError:
         raise
     except Exception as error:  # a strange pickle can make almost any exception
+        fault = error if isinstance(error, _Foreign) else "it is damaged, or of another kind"
         raise WeaksegError(
-            f"{path} is not a NumPy file of a dict of arrays ({type(error).__name__}: {error}). "
+            f"{path} is not a NumPy file of a dict of arrays: {fault}. "
             "Nothing else is read from a pickle, because that could run any program."
         ) from error
 
 
+class _Foreign(Exception):
+    """The pickle holds what this reader does not know."""
+
+
 def _key(key: object) -> str | int:
     if not isinstance(key, str | int):
-        raise TypeError(f"a key is a {type(key).__name__}, neither a name nor a number")
+        raise _Foreign("a key is neither a name nor a number")
     return key
 
 
 def _numbers(array: object) -> npt.NDArray[Any]:
     if not isinstance(array, _Array) or not isinstance(array.value, np.ndarray):
-        raise TypeError("a value is no array of numbers")
+        raise _Foreign("a value is no array of numbers")
     return array.value
 
 
@@ -67,7 +72,7 @@ class _DType:
 
     def numpy(self) -> np.dtype[Any]:
         if not re.fullmatch(r"[biuf][1248]", self.code):
-            raise TypeError(f'an array has elements of kind "{self.code}"')
+            raise _Foreign(f'an array has elements of kind "{self.code}"')
         return np.dtype(f"{self.order}{self.code}")
 
 
@@ -104,5 +109,5 @@ _WORDS = {("_codecs", "encode"): _encode, ("numpy", "ndarray"): _Array, ("numpy"
 class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _WORDS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise _Foreign(f"it asks for {module}.{name}")
         return _WORDS[module, name]

@@ -12,7 +12,7 @@ from weakseg.labels import visible
 WIDTH = 110
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-KINDS = ("tags", "boxes", "points", "scribbles", "masks")
+KINDS = ("tags", "boxes", "points", "scribbles", "masks", "corrected masks")
 
 
 def kinds_of_labels(samples: Sequence[Sample]) -> Counter[str]:
@@ -25,6 +25,7 @@ def kinds_of_labels(samples: Sequence[Sample]) -> Counter[str]:
         counts["points"] += bool(labels.points)
         counts["scribbles"] += bool(labels.scribbles)
         counts["masks"] += sample.mask is not None
+        counts["corrected masks"] += sample.corrected is not None
     return +counts
 
 

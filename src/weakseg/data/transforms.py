@@ -1,15 +1,12 @@
-"""Joint augmentation of an image and the fields that follow it, in the ways of the papers.
+"""Joint augmentation of an image and the fields that follow it, in the ways of the papers' programs.
 
-`irnet`         (Ahn, Cho, Kwak, CVPR 2019; AffinityNet and SEAM before it): Pillow's bicubic filter on 8-bit images,
-                sizes rounded to the nearest integer (half to even), an image smaller than the crop is placed at random
-                in it.
-`deeplab`       (Chen et al., TPAMI 2018): bilinear without antialiasing in float, sizes rounded down, an image
-                smaller than the crop is placed in the upper left corner.
-`seam_retrain`  (the segmenter of Wang et al., CVPR 2020): as `irnet`, but with OpenCV's cubic interpolation, and label
-                maps with OpenCV's nearest one.
-`icd`           (Fan et al., CVPR 2020): OpenCV's linear interpolation on 8-bit images and nearest one on label maps,
-                sizes rounded half up; an image smaller than the crop is mirrored first, then placed in the upper left
-                corner.
+`pillow`         Pillow's bicubic filter on 8-bit images, sizes rounded to the nearest integer (half to even), an image
+                 smaller than the crop is placed at random in it.
+`torch`          bilinear without antialiasing in float, sizes rounded down, an image smaller than the crop is placed in
+                 the upper left corner.
+`opencv_cubic`   as `pillow`, but with OpenCV's cubic interpolation, and label maps with OpenCV's nearest one.
+`opencv_linear`  OpenCV's linear interpolation on 8-bit images and nearest one on label maps, sizes rounded half up; an
+                 image smaller than the crop is mirrored first, then placed in the upper left corner.
 
 Label maps are otherwise resized with `resize_labels`. What the image does not cover is the mean colour (0 after
 normalisation) and void.
@@ -32,7 +29,7 @@ from weakseg.ops.fields import ImageField
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
-Style = Literal["irnet", "deeplab", "seam_retrain", "icd"]
+Style = Literal["pillow", "torch", "opencv_cubic", "opencv_linear"]
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 Array: TypeAlias = npt.NDArray[Any]
@@ -110,11 +107,13 @@ class Augmentation(Settings):
     list `scale_choices` (`null` for either: not done). The image is resampled once. A square of side `crop` is cut
     at a random place and, if `mirror`, turned left to right with probability one half.
 
-    `colour` "jitter" changes brightness, contrast, saturation and hue in random order (AffinityNet), "hsv_shift" adds
-    integers up to ±10 to hue, saturation and value (SEAM's segmenter).
+    `colour` "jitter" changes brightness, contrast, saturation and hue in random order, "hsv_shift" adds
+    integers up to ±10 to hue, saturation and value.
     """
 
-    style: Style = Field(default="irnet", description="which program's resampling and rounding, see data/transforms.py")
+    style: Style = Field(
+        default="pillow", description="how images are resampled and sizes rounded, see data/transforms.py"
+    )
     resize_long: Annotated[tuple[PositiveInt, PositiveInt], Ascending] | None = Field(
         default=None, description="pixels: lowest and highest length that the longer side is brought to; null: its own"
     )
@@ -136,12 +135,12 @@ class Augmentation(Settings):
 
     @model_validator(mode="after")
     def _fitting(self) -> Augmentation:
-        if self.style == "seam_retrain" and (self.resize_long or self.scale_choices):
+        if self.style == "opencv_cubic" and (self.resize_long or self.scale_choices):
             raise ValueError(
-                "the style seam_retrain knows scale_range alone; set resize_long and scale_choices to null"
+                "the style opencv_cubic knows scale_range alone; set resize_long and scale_choices to null"
             )
-        if self.style == "deeplab" and self.colour:
-            raise ValueError("colour needs images of 8 bits, which the style deeplab does not keep; set it to null")
+        if self.style == "torch" and self.colour:
+            raise ValueError("colour needs images of 8 bits, which the style torch does not keep; set it to null")
         return self
 
     @model_validator(mode="after")
@@ -183,7 +182,7 @@ class Augmentation(Settings):
         size, factor = self._draw_size(size, rng)
         place = random_crop(size, self.crop, self.style, rng)
         mirrored = self.mirror and rng.random() < 0.5
-        if self.style == "icd" and mirrored:
+        if self.style == "opencv_linear" and mirrored:
             place = place.before_mirroring(size[1])
         recolour = None if self.colour is None else COLOURS[self.colour](rng)
         return View(size, place, mirrored, factor, recolour)
@@ -193,7 +192,7 @@ class Augmentation(Settings):
         fill = PADDING[self.padding]
         if view.recolour and self.colour == "hsv_shift":  # the papers' order of things
             image = view.recolour(image)
-        if self.style == "seam_retrain":
+        if self.style == "opencv_cubic":
             image = scale_cubic(image, view.size, view.factor)
         else:
             image = resize_image(image, view.size, self.style)
@@ -203,9 +202,9 @@ class Augmentation(Settings):
 
     def labels(self, labels: Array, view: View, outside: int = VOID) -> Array:
         """One view of a label map (H, W), with `outside` where the view leaves it, (crop, crop)."""
-        if self.style == "seam_retrain":
+        if self.style == "opencv_cubic":
             labels = scale_nearest(labels, view.size, view.factor)
-        if self.style == "icd":
+        if self.style == "opencv_linear":
             labels = scale_nearest(labels, view.size)
         return _turned(crop(resize_labels(labels, view.size), view.place, outside), view)
 
@@ -227,7 +226,7 @@ class Augmentation(Settings):
 
 
 def _draw_jitter(rng: np.random.Generator) -> Callable[[Image], Image]:
-    """AffinityNet's colour jitter: factors in [0.7, 1.3], the hue turned by up to a tenth of a circle."""
+    """Colour jitter: factors in [0.7, 1.3], the hue turned by up to a tenth of a circle."""
     brightness, contrast, saturation = rng.uniform(0.7, 1.3, 3).tolist()
     return partial(
         jitter_colours,
@@ -275,37 +274,37 @@ def jitter_colours(
     return np.asarray(picture)
 
 
-def longer_side_size(size: Size, target: int, style: Style = "irnet") -> Size:
+def longer_side_size(size: Size, target: int, style: Style = "pillow") -> Size:
     """`size` with its longer side brought to `target`, the other in proportion and at least 1."""
-    if style == "deeplab":
+    if style == "torch":
         height, width = (max(1, target * side // max(size)) for side in size)
         return height, width
     return scaled_size(size, target / max(size), style)
 
 
-def scaled_size(size: Size, factor: float, style: Style = "irnet") -> Size:
-    """`size` times `factor`, at least 1×1; rounded half to even or, for `deeplab`, down or, for `icd`, half up."""
+def scaled_size(size: Size, factor: float, style: Style = "pillow") -> Size:
+    """`size` times `factor`, at least 1×1; rounded half to even, for `torch` down, for `opencv_linear` half up."""
     height, width = (max(1, _rounded(side * factor, style)) for side in size)
     return height, width
 
 
 def _rounded(side: float, style: Style) -> int:
-    if style == "icd":
+    if style == "opencv_linear":
         return int(side + 0.5)
-    return int(side) if style == "deeplab" else round(side)
+    return int(side) if style == "torch" else round(side)
 
 
-def resize_image(image: Image, size: Size, style: Style = "irnet") -> Array:
-    """An image (H, W, 3) of uint8 resampled to `size`: uint8 or, for `deeplab`, float32 in [0, 255].
+def resize_image(image: Image, size: Size, style: Style = "pillow") -> Array:
+    """An image (H, W, 3) of uint8 resampled to `size`: uint8 or, for `torch`, float32 in [0, 255].
 
-    The style "seam_retrain" needs more than the size, see `scale_cubic`. An image that has that size already is
+    The style "opencv_cubic" needs more than the size, see `scale_cubic`. An image that has that size already is
     returned as it is.
     """
     if image.shape[:2] == size:
         return image
-    if style == "icd":
+    if style == "opencv_linear":
         return scale_linear(image, size)
-    if style != "deeplab":
+    if style != "torch":
         from PIL import Image as pillow
 
         return np.asarray(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BICUBIC))
@@ -331,7 +330,7 @@ def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -
     """Where to cut a square from an image of `size`; horizontal place first, then vertical.
 
     Along an axis where the image is larger than the crop, all places are equally likely. Where it is smaller, it
-    lies anywhere in the crop or, for `deeplab` and `icd`, at its beginning.
+    lies anywhere in the crop or, for `torch` and `opencv_linear`, at its beginning.
     """
     (left, crop_left), (top, crop_top) = (_random_place(length, side, style, rng) for length in reversed(size))
     return Crop(side, top, left, crop_top, crop_left, min(size[0], side), min(size[1], side))
@@ -341,7 +340,7 @@ def _random_place(length: int, side: int, style: Style, rng: np.random.Generator
     """Where along one axis the common part begins: in the image, in the crop."""
     if length > side:
         return int(rng.integers(length - side, endpoint=True)), 0
-    return 0, int(rng.integers(side - length, endpoint=True)) if style not in ("deeplab", "icd") else 0
+    return 0, int(rng.integers(side - length, endpoint=True)) if style not in ("torch", "opencv_linear") else 0
 
 
 def top_left_crop(size: Size, side: int) -> Crop:

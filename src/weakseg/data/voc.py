@@ -44,8 +44,8 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
     - Objects: `SegmentationObject`, where instances are drawn.
     - Contexts: `ContextMask`, whose values are those of the classes; not VOC's, the toy data have it.
     - Classes: `classes.json` (name → value in the masks, "background" and "void" allowed), else VOC's 20.
-    - Tags: the first of `tags.json` (image → names), `cls_labels.npy` (image → 0/1 per class, as published with
-      AffinityNet and IRNet) and `Annotations/*.xml` that knows the image. They are never taken from masks:
+    - Tags: the first of `tags.json` (image → names), `cls_labels.npy` (image → 0/1 per class, as published
+      by many papers) and `Annotations/*.xml` that knows the image. They are never taken from masks:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
       includes its last.
@@ -215,7 +215,7 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
         return {}
     tags = {}
     for key, vector in read_pickled_dict(path).items():
-        # IRNet's file writes 2007_000032 as the number 2007000032.
+        # A file of that kind writes 2007_000032 as the number 2007000032.
         name = match_name(f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int) else key, images)
         if name is None:
             continue

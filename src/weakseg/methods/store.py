@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_bytes, write_json
 from weakseg.labels import Classes
 from weakseg.methods.base import KINDS, Method, find_method, kind_of
 from weakseg.models.norm import fold_norms
+from weakseg.models.weights import check_names_and_shapes, read_state
 from weakseg.settings import validate
 from weakseg.version import __version__
 
@@ -84,23 +84,22 @@ def load_model(folder: Path) -> Model:
         name, classes = str(config["method"]), Classes(map(str, config["classes"]))
         raw, inference = dict(config["settings"]), dict(config["inference"])
         options = dict(config.get("options", {}))  # older folders have none
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeaksegError(f"{folder / CONFIG_NAME} is not the configuration of a weakseg model ({error!r}).") from None
+    except (KeyError, TypeError, ValueError):
+        raise WeaksegError(
+            f'{folder / CONFIG_NAME} is not the configuration of a weakseg model: it needs "format", "kind" '
+            f'({", ".join(KINDS)}), "method", "classes" (names), "settings" and "inference" (keys and values).'
+        ) from None
     method = find_method(kind, name)
     settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
     network = method(settings, len(classes), load_weights=False)
     network.options = validate(method.Options, options, f"{folder / CONFIG_NAME}: options")
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    except FileNotFoundError:
-        raise WeaksegError(f"{folder / WEIGHTS_NAME} does not exist.") from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        # PyTorch's first line only says that there is something wrong.
-        fault = " ".join(line.strip() for line in str(error).splitlines()[:2])
+    state = read_state(folder / WEIGHTS_NAME)
+    if fault := check_names_and_shapes(state, network.state_dict()):
         raise WeaksegError(
             f"{folder / WEIGHTS_NAME} does not hold the weights of {name} for {len(classes)} classes, "
-            f"as {CONFIG_NAME} says: {fault}"
-        ) from None
+            f"as {CONFIG_NAME} says. Tensors {fault}."
+        )
+    network.load_state_dict(state, strict=False)
     return Model(name, classes, network.eval(), inference)
 
 

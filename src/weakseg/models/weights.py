@@ -103,7 +103,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeaksegError(f"{path} is not a readable safetensors file ({error}).") from None
+        raise WeaksegError(
+            f"{path} is not a readable safetensors file but cut off, damaged or of another kind. Take another copy."
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -130,7 +130,7 @@ def _loaded(
 
     def load(name: str, refining: bool) -> Recipe:
         recipe = load_recipe(name)
-        known = {*refining_stages(recipe)} if refining else {*recipe.stages, "data", "runtime"}
+        known = {*refining_stages(recipe)} if refining else {*recipe.stages, "data", "runtime", "rounds"}
         fitting = []
         for change in changes:
             scope, key, setting = change_of(change)

@@ -177,12 +177,19 @@ def decide(
     return Prediction(labels[scores.argmax(0)], scores, labels)
 
 
-def adaptive_threshold(maps: ActivationMaps) -> float:
-    """The background's score for one image, without any mask: where the values of the best class, cell by cell, fall
-    into two parts (`ops.otsu`)."""
-    best = maps.maps[maps.has_background :].max(0, initial=0)
-    parts = otsu(histogram(best))
-    return UNDIVIDED if parts is None else parts.threshold
+def own_threshold(maps: ActivationMaps) -> float | None:
+    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.otsu`); None where they
+    are one."""
+    parts = otsu(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
+    return None if parts is None else parts.threshold
+
+
+def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:
+    """The background's score for one image, without any mask: half-way between its `own_threshold` and what is `usual`
+    in its data set, where that is known."""
+    own = own_threshold(maps)
+    known = [threshold for threshold in (own, usual) if threshold is not None]
+    return sum(known) / len(known) if known else UNDIVIDED
 
 
 def against_background(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:

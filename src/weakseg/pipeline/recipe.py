@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from weakseg.pipeline.stage import Stage
 
 __all__ = [
-    "DataSettings", "Recipe", "change_of", "load_recipe", "shipped_recipes", "stage_kinds", "until", "with_weights",
+    "DataSettings",
+    "Recipe",
+    "change_of",
+    "load_recipe",
+    "needed_for",
+    "shipped_recipes",
+    "stage_kinds",
+    "with_weights",
 ]  # fmt: skip
 
 
@@ -78,11 +85,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             stages[stage_name] = stage.reading(meaning)
     for stage_name in stages:
         _check_references(stage_name, stages)
+        if outer := [other for other in stages if stage_name.startswith(f"{other}/")]:
+            raise WeaksegError(f'{stage_name}: its folder would lie in that of the stage "{outer[0]}"; rename one.')
     return Recipe(head.name, head.about, head.seed, head.data, head.runtime, _in_order(stages))
 
 
-def until(recipe: Recipe, last: str) -> Recipe:
-    """The recipe with only the stages that one of them needs, and that one."""
+def needed_for(recipe: Recipe, last: str) -> set[str]:
+    """A stage and all that it needs, by name."""
     if last not in recipe.stages:
         raise WeaksegError(f'The recipe "{recipe.name}" has no stage "{last}". It has: {", ".join(recipe.stages)}.')
     needed: set[str] = set()
@@ -91,7 +100,7 @@ def until(recipe: Recipe, last: str) -> Recipe:
         name = waiting.pop()
         needed.add(name)
         waiting += recipe.stages[name].inputs_of()
-    return replace(recipe, stages={name: stage for name, stage in recipe.stages.items() if name in needed})
+    return needed
 
 
 def with_weights(recipe: Recipe, weights: str) -> Recipe:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from weakseg.errors import WeaksegError
+from weakseg.files import read_text
 from weakseg.runtime import RuntimeSettings
 from weakseg.settings import Settings, validate
 
@@ -115,10 +116,15 @@ def read_recipe(name: str, overrides: Sequence[str] = ()) -> Values:
 
 def read_yaml(path: Any) -> Values:
     """The mapping in a YAML file."""
+    text, _ = read_text(Path(str(path)))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeaksegError(f"{path} is not valid YAML: {error}") from None
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        place = error.problem_mark or error.context_mark
+        where = f"line {place.line + 1}, column {place.column + 1}: " if place else ""
+        raise WeaksegError(f"{path} is not valid YAML: {where}{error.problem or error.context}.") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # odd characters, impossible dates
+        raise WeaksegError(f"{path} is not valid YAML: it holds characters or values that no recipe has.") from None
     if not isinstance(values, dict):
         raise WeaksegError(f"{path} is not a recipe: its top level must be a mapping.")
     return values

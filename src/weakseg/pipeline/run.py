@@ -20,15 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import files, parallel
+from weakseg.data import corrections
+from weakseg.data.check import require_masks, require_objects
 from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
+from weakseg.data.summary import describe
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
-from weakseg.pipeline.recipe import DataSettings, Recipe
+from weakseg.pipeline.edits import MASKS_FOLDER, edited_masks, written_masks
+from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.segment import Segment
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
 from weakseg.version import __version__
@@ -40,6 +46,8 @@ PENDING_NAME = "pending.json"
 RECIPE_NAME = "recipe.yaml"
 DATA_NAME = "data.json"
 LOCK_NAME = "run.lock"
+NAMES_SHOWN = 5
+"""So many images are named in a message."""
 
 
 def run(
@@ -50,12 +58,14 @@ def run(
     *,
     reuse: Sequence[Path] = (),
     redo: Sequence[str] = (),
+    until: str | None = None,
 ) -> None:
     """Carry out a recipe in the folder `root`; finished stages are skipped.
 
     `reuse` are folders of other runs: a stage that one of them has finished with the same key is taken over from there
-    instead of being done again. `redo` are stages to do again although they are finished. Under `torchrun`, every
-    process calls this with the same arguments. `announce` gets one line for each stage.
+    instead of being done again. `redo` are stages to do again although they are finished; `until` is a stage besides
+    which only those that it needs are carried out. Under `torchrun`, every process calls this with the same arguments.
+    `announce` gets one line for each stage.
 
     Raises `WeaksegError` for settings and data that make no sense, before anything is written, and `Stopped` after
     Ctrl-C.
@@ -63,18 +73,22 @@ def run(
     for name in redo:
         if name not in recipe.stages:
             raise WeaksegError(f'There is no stage "{name}" to do again. There are: {", ".join(recipe.stages)}.')
+    wanted = set(recipe.stages) if until is None else needed_for(recipe, until)
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
         require_labels(context.train, recipe.data.train)
         require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+        require_objects(context.train, recipe.data.train)
+        require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)
         done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
         elsewhere = _finished_elsewhere(reuse, root)
         taken = {name: elsewhere[key] for name, key in keys.items() if name not in (*done, *redo) and key in elsewhere}
+        _require_unedited([name for name in wanted if name not in (*done, *redo)], context)
         for name, stage in recipe.stages.items():
-            if name not in done and name not in taken:
+            if name in wanted and name not in done and name not in taken:
                 stage.prepare(context)
         if parallel.rank() == 0:
             clear_temporaries(root.glob)
@@ -84,13 +98,17 @@ def run(
         write_log(root, "run", recipe=recipe.name, processes=parallel.world_size(), weakseg=__version__, keys=keys)
         parallel.barrier()  # everyone has read the manifests that are cleared away next
         for name, stage in recipe.stages.items():
+            if name not in wanted:
+                continue
             if name in done:
                 if parallel.rank() == 0:
                     _describe_anew(name, stage, context.folder(name))
                     announce(f"{name}: finished before, skipped")
+                    _tell_edits(name, context, announce)
             elif name in taken and _take_over(name, stage, keys[name], taken[name], context):
                 if parallel.rank() == 0:
                     announce(f"{name}: taken from {taken[name]}")
+                    _tell_edits(name, context, announce)
             else:
                 _run_stage(name, stage, keys[name], context, announce, again=name in redo)
         write_log(root, "done")
@@ -117,6 +135,38 @@ def _is_done(folder: Path, key: str) -> bool:
     """Whether the stage of this folder was finished with this key."""
     manifest = finished(folder)
     return manifest is not None and manifest["key"] == key
+
+
+def _edits(name: str, context: Context) -> tuple[str, str] | None:
+    """The masks of a stage that were changed by hand and are not in the data set's folder `corrected`, in words, and
+    what to do with them; None where there are none."""
+    corrected = {sample.name for sample in context.train if sample.corrected is not None}
+    manifest = finished(context.folder(name)) or {}
+    edited = [
+        image for image in edited_masks(context.folder(name), manifest.get("masks", {})) if image not in corrected
+    ]
+    if not edited:
+        return None
+    more = ", …" if len(edited) > NAMES_SHOWN else ""
+    found = f"{len(edited)} of its masks were changed by hand ({', '.join(edited[:NAMES_SHOWN])}{more})"
+    masks, target = context.folder(name) / MASKS_FOLDER, context.dataset.folder / corrections.FOLDER
+    return found, f"Copy them from {masks} to {target}; the segmenter then learns from them"
+
+
+def _require_unedited(names: Sequence[str], context: Context) -> None:
+    """Raise `WeaksegError` where the work of a person would be cleared away by stages that are to be carried out."""
+    for name in names:
+        if (edits := _edits(name, context)) is not None:
+            found, advice = edits
+            raise WeaksegError(
+                f"{name} has to run again, but {found}, which would be lost. {advice}. To do without: --redo {name}."
+            )
+
+
+def _tell_edits(name: str, context: Context, announce: Callable[[str], None]) -> None:
+    if (edits := _edits(name, context)) is not None:
+        found, advice = edits
+        announce(f"{name}: {found}, which changes nothing. {advice}.")
 
 
 def stage_keys(context: Context) -> dict[str, str]:
@@ -183,6 +233,7 @@ def _run_stage(
                 "processes": parallel.world_size(),
                 "device": context.fabric.device.type,
                 "versions": versions(),
+                **({"masks": written_masks(folder)} if stage.leaves == "masks" else {}),
             },
         )
         (folder / PENDING_NAME).unlink()
@@ -325,6 +376,39 @@ def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
     return samples
 
 
+def description(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """What the data hold for each part of a run, and what the recipe does with each kind of label, in a few lines."""
+    samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
+    held = describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    return [*held, *(f"note: {note}" for note in dataset.notes)]
+
+
+def uses_of_labels(recipe: Recipe) -> dict[str, str]:
+    """What a recipe does with each kind of label (`data.summary.KINDS`)."""
+    read: dict[str, list[str]] = {"tags": [], "marks": [], "labels": []}
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Learning):
+            fields = set(stage.method_class().fields) - set(stage.inputs)
+            for field, stages in read.items():
+                if field in fields and (field != "labels" or getattr(stage, "masks", "") is None):
+                    stages.append(name)
+    tags = f"{', '.join(read['tags'])}: learned from" if read["tags"] else "they say which classes are present"
+    marks = f"{', '.join(read['marks'])}: learned from" if read["marks"] else "only their classes count, as tags do"
+    masks = (
+        f"{', '.join(read['labels'])}: learned from; results are measured on them"
+        if read["labels"]
+        else ("results are measured on them, and thresholds chosen where they are not given")
+    )
+    correcting = [name for name, stage in recipe.stages.items() if _learns_from_corrections(stage)]
+    corrected = f"{', '.join(correcting)}: learned from, in place of pseudo-masks" if correcting else "not used"
+    return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
+            "masks": masks, "corrected masks": corrected}  # fmt: skip
+
+
+def _learns_from_corrections(stage: Stage) -> bool:
+    return isinstance(stage, Segment) and stage.learns_from_corrections()
+
+
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
     """What the report says of the data."""
     classes = context.dataset.classes
@@ -341,6 +425,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         },
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
+        "corrected": [sample.name for sample in context.train if sample.corrected is not None],
     }
 
 

@@ -39,6 +39,12 @@ def contexts(samples: Sequence[Sample]) -> str | None:
     return _digest((sample.name, sample.context.fingerprint()) for sample in drawn if sample.context) if drawn else None
 
 
+def corrections(samples: Sequence[Sample]) -> str | None:
+    """Changes with the corrected masks of images; None where there are none."""
+    drawn = [(sample.name, sample.corrected.fingerprint()) for sample in samples if sample.corrected]
+    return _digest(drawn) if drawn else None
+
+
 def files(paths: Iterable[Path]) -> str:
     """Changes with files; raises `WeaksegError` where one is missing."""
     return _digest(map(file_stamp, paths))

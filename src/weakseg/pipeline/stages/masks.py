@@ -24,6 +24,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
+from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
     LabelArray,
     Threshold,
@@ -31,6 +32,7 @@ from weakseg.pipeline.inference import (
     against_background,
     decide,
     known_crf,
+    own_threshold,
 )
 from weakseg.pipeline.learning import ReadArrays
 from weakseg.pipeline.measures import measure_curve
@@ -132,9 +134,10 @@ class Masks(Stage):
         """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
         source, device = context.folder(self.maps), context.fabric.device
         threshold = self._threshold(context, source, folder)
+        usual = _usual_threshold(context, source) if threshold == "adaptive" else None
 
         def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
-            scores, labels = _scores(read_maps(source, sample), threshold)
+            scores, labels = _scores(read_maps(source, sample), threshold, usual)
             return decide(read_image(sample.image), scores, labels, crf, device).labels
 
         crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
@@ -231,16 +234,25 @@ class Masks(Stage):
 
 def mask_path(folder: Path, sample: Sample) -> Path:
     """Where the pseudo-mask of an image lies in the folder of its stage."""
-    return folder / "masks" / f"{sample.name}.png"
+    return folder / MASKS_FOLDER / f"{sample.name}.png"
 
 
-def _scores(maps: ActivationMaps, threshold: float | str | None) -> tuple[npt.NDArray[np.float32], LabelArray]:
+def _usual_threshold(context: Context, source: Path) -> float | None:
+    """The mean of the training images' own thresholds: what they fall back on where they say little."""
+    found = [own_threshold(read_maps(source, sample)) for sample in parallel.share(context.train)]
+    known = sorted(own for part in parallel.gather(found) for own in part if own is not None)
+    return float(np.mean(known)) if known else None
+
+
+def _scores(
+    maps: ActivationMaps, threshold: float | str | None, usual: float | None
+) -> tuple[npt.NDArray[np.float32], LabelArray]:
     """Scores (R, H, W) of a background and the classes of maps, and their labels (R,). Without a threshold, the
     background is that of the maps."""
     scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
     if threshold is None:
         return scores, labels
-    background = float(threshold) if threshold != "adaptive" else adaptive_threshold(maps)
+    background = float(threshold) if threshold != "adaptive" else adaptive_threshold(maps, usual)
     scores, labels = scores[maps.has_background :], labels[maps.has_background :]
     return against_background(scores, background), np.array([0, *labels], np.uint8)
 

@@ -3,13 +3,15 @@ folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy.typing as npt
 from pydantic import Field
 
+from weakseg.data.corrections import require_corrections
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map
 from weakseg.data.loading import Reader
@@ -21,6 +23,14 @@ from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import Reads
 from weakseg.pipeline.stages.masks import mask_path
+
+if TYPE_CHECKING:
+    from weakseg.report.figures import Shown
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
+
+NAMES_SHOWN = 20
+"""So many corrected images are named in a report."""
 
 
 class Segment(Learning):
@@ -59,23 +69,66 @@ class Segment(Learning):
         return settings
 
     def dependencies(self, context: Context) -> list[str]:
-        truth = [stamps.ground_truth(self.samples(context))] if self.given() and self.masks is None else []
-        return [*super().dependencies(context), *truth]
+        found, samples = super().dependencies(context), self.samples(context)
+        if self.given():
+            found += (
+                [stamps.ground_truth(samples)] if self.masks is None else filter(None, [stamps.corrections(samples)])
+            )
+        return found
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        if self.learns_from_corrections():
+            require_corrections(self.samples(context))
+
+    def learns_from_corrections(self) -> bool:
+        """Whether corrected masks take the place of pseudo-masks."""
+        return bool(self.given()) and self.masks is not None
 
     def inference_of_model(self) -> dict[str, Any]:
         return self.inference.model_dump(mode="json")
 
+    @classmethod
+    def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
+        corrected = shown.sample.corrected
+        if corrected is not None and shown.sample.name in _corrected_names(run, name):
+            yield shown.label_map(corrected.read(), "corrected by hand")
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        return {"Training": _part(run, name)}
+
+
+def _corrected_names(run: RunFolder, name: str) -> Sequence[str]:
+    """The images whose corrected masks the stage learned from."""
+    return run.data.get("corrected", []) if run.stages[name]["masks"] is not None else []
+
+
+def _part(run: RunFolder, name: str) -> Iterator[Markup]:
+    """How much was learned from corrected masks."""
+    from weakseg.report.markup import note
+
+    if names := _corrected_names(run, name):
+        shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+        noun = "mask was" if len(names) == 1 else "masks were"
+        yield note(
+            f"{len(names)} {noun} corrected by hand, and {name} learned from them, not from tags alone: {shown}."
+        )
+
 
 @dataclass(frozen=True)
 class ReadLabels:
-    """`labels`: the label map that the stage of this folder made for a sample, or the sample's ground truth."""
+    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one;
+    without a folder the sample's ground truth."""
 
     folder: Path | None
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
-        return {
-            "labels": ground_truth(sample) if self.folder is None else read_label_map(mask_path(self.folder, sample))
-        }
+        if self.folder is None:
+            return {"labels": ground_truth(sample)}
+        if sample.corrected is not None:
+            return {"labels": sample.corrected.read()}
+        return {"labels": read_label_map(mask_path(self.folder, sample))}
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:
