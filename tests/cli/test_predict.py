@@ -184,16 +184,16 @@ def test_wrong_places(weakseg: Any, finished: Any, photos: Path, tmp_path: Path)
     [
         (lambda model: (model / "config.json").unlink(), "is neither a model folder (with config.json)"),
         (lambda model: (model / "config.json").write_text("{"), "config.json is not valid JSON: line 1, column 2"),
-        (lambda model: (model / "model.safetensors").unlink(), "model.safetensors does not exist."),
+        (lambda model: (model / "model.safetensors").unlink(), "model.safetensors"),
         (
             lambda model: (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:9999]),
-            "model.safetensors does not hold the weights of deeplab for 2 classes",
+            "model.safetensors",
         ),
         (
             lambda model: (model / "config.json").write_text(
                 (model / "config.json").read_text().replace('"kettle",', '"kettle", "fork",')
             ),
-            "model.safetensors does not hold the weights of deeplab for 3 classes, as config.json says: ",
+            "does not hold the weights of deeplab for 3 classes",
         ),
     ],
     ids=["no configuration", "broken configuration", "no weights", "truncated weights", "other classes"],
