@@ -391,16 +391,10 @@ def test_scales_have_as_many_numbers_as_the_image() -> None:
 
 
 def test_unary_of_probabilities() -> None:
-    p = np.array([[0.25, 0, 1e-9, 1.0001], [0.75, 1, 0.5, 0.5]])
+    p = np.array([[0.25, 0, -0.5, 1.5], [0.75, 1, 0.5, 0.5]])
     np.testing.assert_allclose(np.exp(-unary_from_probabilities(p)), [[0.25, 1e-5, 1e-5, 1], [0.75, 1, 0.5, 0.5]], 1e-6)
     with pytest.raises(WeaksegError, match=r"NaN, first at index \(0, 1\)"):
         unary_from_probabilities(np.array([[1, np.nan]]))
-
-
-@pytest.mark.parametrize("wrong", [[[-0.1, 0.5]], np.log([[0.1, 0.9]]), [[50, 50]], [[np.inf, 0]]])
-def test_what_cannot_be_probabilities_is_refused(wrong: Any) -> None:
-    with pytest.raises(WeaksegError, match=r"at index \(0, 0\) is .*between 0 and 1"):
-        unary_from_probabilities(np.array(wrong, np.float32))
 
 
 def test_unary_of_labels() -> None:

@@ -203,7 +203,7 @@ def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
         ("maps.localiser=again", "the stages read each other in a circle: "),
         ("again.paste.variant=spin", "again.paste.variant: expected rotate, scale or rotate_blur"),
         ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
-        ("pool.largest=7", "pool.largest: expected a number of 1.0 or less (found 7)"),
+        ("pool.largest=7", "pool.largest: expected a number of 1 or less (found 7)"),
         ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks or predict.'),
     ],
 )

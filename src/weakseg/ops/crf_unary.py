@@ -14,24 +14,17 @@ from weakseg.labels import VOID
 FloatArray = npt.NDArray[np.float32]
 
 SMALLEST_PROBABILITY = 1e-5
-ROUNDING = 1e-3
-"""How far a probability may lie above 1."""
 
 
 def unary_from_probabilities(probabilities: npt.NDArray[Any]) -> FloatArray:
     """U = -ln p, float32, in the shape of `probabilities` (L, …).
 
-    p is bounded by `SMALLEST_PROBABILITY` from below and by 1 from above; nothing is renormalised. Raises
-    `WeaksegError` for NaN, and for numbers outside [0, 1], which are logarithms, logits or percentages.
+    p is bounded by `SMALLEST_PROBABILITY` from below and by 1 from above, as in the reference: maps of some methods
+    reach past both. Nothing is renormalised. `weakseg.refine`, which takes anyone's scores, refuses numbers outside
+    [0, 1]. Raises `WeaksegError` for NaN.
     """
     if np.isnan(probabilities).any():
         raise WeaksegError(f"The probabilities hold NaN, first at {first_index(np.isnan(probabilities))}.")
-    outside = (probabilities < 0) | (probabilities > 1 + ROUNDING)
-    if outside.any():
-        raise WeaksegError(
-            f"The probability at {first_index(outside)} is {probabilities[outside][0]:g}; probabilities lie between 0 "
-            "and 1. Take the exponential of log-probabilities, or the softmax of logits, first."
-        )
     return np.ascontiguousarray(-np.log(probabilities.clip(SMALLEST_PROBABILITY, 1)), np.float32)
 
 
