@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from weakseg.data.transforms import Factor
@@ -17,7 +17,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import CRFParameters, known_parameters
+from weakseg.ops.crf_parameters import CRFParameters, known_or_none
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.otsu import histogram, otsu
@@ -37,25 +37,17 @@ PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
 
 
-def known_crf(name: str | None) -> str | None:
-    """Validate the name of a set of CRF parameters, or None for no CRF."""
-    return None if name is None else known_parameters(name, "null")
-
-
 class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
-    crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default=None, description="the name of a set of CRF parameters; null: no CRF"
+    )
     threshold: Threshold | Literal["adaptive"] = Field(
         default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
 
 
 @dataclass(frozen=True)

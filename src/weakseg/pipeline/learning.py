@@ -14,7 +14,6 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import file_stamp
 from weakseg.data.loading import Reader, ReadFolder, ReadMarks, ReadTags, TrainingImages, balanced_subset, read_fields
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
@@ -110,8 +109,8 @@ class Learning(Stage):
 
     def dependencies(self, context: Context) -> list[str]:
         samples, method = self.samples(context), self.method_class()
-        weights = Path(str(self.model.get("backbone", {}).get("weights"))).expanduser()
-        found = [str(context.seed), file_stamp(weights) if weights.is_file() else "", stamps.images(samples)]
+        weights = stamps.weights(self.model.get("backbone", {}).get("weights"))
+        found = [str(context.seed), weights, stamps.images(samples)]
         if any(name in OF_SAMPLES for name in self._read_fields(method)):
             found.append(stamps.weak_labels(samples))
         found += (stamps.files(map(reader.path, samples)) for reader in self._folder_readers(context, method))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
@@ -21,7 +21,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_or_none
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
@@ -31,7 +31,6 @@ from weakseg.pipeline.inference import (
     adaptive_threshold,
     against_background,
     decide,
-    known_crf,
     own_threshold,
 )
 from weakseg.pipeline.learning import ReadArrays
@@ -70,7 +69,9 @@ class Masks(Stage):
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
-    crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default="affinitynet", description="the name of a set of CRF parameters; null: no CRF"
+    )
     crf_keeps: float | None = Field(
         default=None,
         gt=0,
@@ -82,11 +83,6 @@ class Masks(Stage):
     inputs: Annotated[dict[str, str], Reads()] = Field(
         default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
 
     def checked(self, where: str) -> Self:
         if self.rule in RULES:
