@@ -73,15 +73,16 @@ def predict(
     their labels are given as `present`, and then where, by its activation maps against `inference.threshold`.
     """
     require_images_only(model)
-    views = Views.of([image], inference.scales, device)
+    fields = model.network.fields_at_inference()
+    views = Views.of([image], inference.scales, device, fields)
     ((scores, labels),) = _scores(model, [image], views, inference, device, [present])
     return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
 
 
 def require_images_only(model: Model) -> None:
     """Raise `WeaksegError` for a network that reads more at inference than images, which files alone do not give."""
-    fields = model.network.fields.items()
-    more = [name for name, field in fields if field.at_inference and field.follows != "geometry"]
+    fields = model.network.fields_at_inference().items()
+    more = [name for name, field in fields if field.follows != "geometry"]
     if more:
         raise WeaksegError(
             f"The {model.kind} {model.method} reads {', '.join(more)} beside each image, so it works inside of a run "
@@ -101,7 +102,7 @@ def predict_batches(
     """`predict` for many images with the fields that the network reads at inference, in batches of one size; yields
     once for each that is written. Threads `read` ahead of the network and decide and `write` behind it. A key that
     `read` gives None for is left out. `present` are the labels of the classes in an image, where they are known."""
-    fields = {name: field for name, field in model.network.fields.items() if field.at_inference}
+    fields = model.network.fields_at_inference()
 
     def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Item]], Views | None]:
         found = [(key, item) for key in batch if (item := read(key)) is not None]

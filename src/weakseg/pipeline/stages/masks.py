@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
-from weakseg.data.loading import Reader, ReadFolder, read_fields
+from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
@@ -33,7 +33,7 @@ from weakseg.pipeline.inference import (
     decide,
     own_threshold,
 )
-from weakseg.pipeline.learning import ReadArrays
+from weakseg.pipeline.learning import stage_readers
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
@@ -162,10 +162,7 @@ class Masks(Stage):
         """What the rule of a method says."""
         method, source = find_method(MaskRule, self.rule), context.folder(self.maps)
         rule, count = method(method.Settings.model_validate(self.options)), len(context.dataset.classes)
-        readers: list[Reader] = [
-            ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
-        ]
-        readers += self._folders(context)
+        readers: list[Reader] = [*stage_readers(context, self.inputs), *self._folders(context)]
         self._write_curve(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
@@ -175,13 +172,7 @@ class Masks(Stage):
         return decide_mask
 
     def _folders(self, context: Context) -> list[ReadFolder]:
-        fields = find_method(MaskRule, self.rule).fields.items()
-        root = context.dataset.folder
-        return [
-            ReadFolder(name, field, root / field.folder)
-            for name, field in fields
-            if field.folder is not None and name not in self.inputs
-        ]
+        return folder_readers(find_method(MaskRule, self.rule).fields, context.dataset.folder, self.inputs)
 
     def _threshold(self, context: Context, source: Path, folder: Path) -> float | Literal["adaptive"] | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
