@@ -125,6 +125,9 @@ class Learning(Stage):
         found += (stamps.files(map(reader.path, samples)) for reader in self._folder_readers(context, method))
         return found
 
+    def reads_weak_labels(self) -> bool:
+        return any(name in OF_SAMPLES for name in self._read_fields(self.method_class()))
+
     def prepare(self, context: Context) -> None:
         network = self.network(context)
         if self.init_from is not None:

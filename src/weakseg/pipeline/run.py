@@ -77,9 +77,10 @@ def run(
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
-        require_labels(context.train, recipe.data.train)
-        require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
-        require_objects(context.train, recipe.data.train)
+        if any(stage.reads_weak_labels() for stage in recipe.stages.values()):
+            require_labels(context.train, recipe.data.train)
+            require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+            require_objects(context.train, recipe.data.train)
         require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)

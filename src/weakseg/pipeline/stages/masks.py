@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_jpeg, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
@@ -121,6 +121,7 @@ class Masks(Stage):
             write_label_map(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
+        write_overlays(context, folder)
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
@@ -222,6 +223,19 @@ class Masks(Stage):
 def mask_path(folder: Path, sample: Sample) -> Path:
     """Where the pseudo-mask of an image lies in the folder of its stage."""
     return folder / MASKS_FOLDER / f"{sample.name}.png"
+
+
+def write_overlays(context: Context, folder: Path) -> None:
+    """Write a small picture of each image with its label map over it, to look through them in any viewer."""
+    from weakseg.report.pictures import painted
+
+    def path(sample: Sample) -> Path:
+        return folder / "overlays" / f"{sample.name}.jpg"
+
+    def write(sample: Sample) -> None:
+        write_jpeg(path(sample), painted(read_image(sample.image), read_label_map(mask_path(folder, sample))))
+
+    complete("overlays", context.weakly_labelled(), path, write)
 
 
 def _usual_threshold(context: Context, source: Path) -> float | None:

@@ -52,6 +52,9 @@ class Superpixels(SuperpixelSettings, Stage):
             return self
         return self.model_copy(update={"backbone": self.backbone.model_copy(update={"weights": weights})})
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
         if self.folder is not None:
