@@ -62,6 +62,9 @@ class VGG16(StagedBackbone):
         """What stands between `conv5_*` and `fc6`."""
         return []
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        return [(self.conv3_1, self.conv4_1, self.conv5_1, self.fc6)[stage - 1]]
+
     def stages(self) -> list[list[nn.Module]]:
         fc = [self.fc6, self.relu, self.drop6, self.fc7, self.relu]
         return [
