@@ -89,9 +89,7 @@ def in_view(maps: Tensor, geometry: Tensor, size: tuple[int, int]) -> Tensor:
     across = torch.where(mirrored[:, None] > 0, 1 - columns, columns)
     y = top[:, None] + rows * (bottom - top)[:, None]
     x = left[:, None] + across * (right - left)[:, None]
-    places = torch.stack(
-        [x[:, None].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3
-    )
+    places = torch.stack([x[:, None].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3)
     shown = F.grid_sample(maps, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
     return shown * ((places >= 0) & (places <= 1)).all(3)[:, None]
 
