@@ -1,4 +1,4 @@
-"""CONTA: any localiser with a context map beside its features, and the class-average masks that the maps are made of."""
+"""CONTA: any localiser with a context map beside its features, and the class-average masks behind it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
         (
             "segment.init_from=maps",
-            'segment.init_from: the stage "maps" is of kind maps, expected adjust or localise or paste or refine or segment.',
+            'segment.init_from: the stage "maps" is of kind maps, expected adjust or localise or paste or refine',
         ),
         (
             "scores.curves={CAM: maps}",

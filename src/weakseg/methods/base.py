@@ -261,8 +261,8 @@ def find_method(kind: type[M], name: str) -> type[M]:
     (see `AROUND` above). Raises `WeaksegError` for an unknown one, with the names there are, and for a file that cannot
     be imported or declares nothing of this kind."""
     outer, colon, inner = name.partition(":")
-    if colon and outer in (around := _around()):
-        return cast(type[M], around[outer](find_method(Localiser, inner)))
+    if colon and issubclass(Localiser, kind) and outer in (around := _around()):
+        return around[outer](find_method(Localiser, inner))  # type: ignore[return-value]
     if name.endswith(".py"):
         module = _module_in(Path(absolute(name)))
         if not hasattr(module, _attribute(kind)):

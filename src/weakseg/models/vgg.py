@@ -63,7 +63,9 @@ class VGG16(StagedBackbone):
         return []
 
     def reading(self, stage: int) -> list[nn.Conv2d]:
-        return [(self.conv3_1, self.conv4_1, self.conv5_1, self.fc6)[stage - 1]]
+        layer = self.get_submodule(("conv3_1", "conv4_1", "conv5_1", "fc6")[stage - 1])
+        assert isinstance(layer, nn.Conv2d)
+        return [layer]
 
     def stages(self) -> list[list[nn.Module]]:
         fc = [self.fc6, self.relu, self.drop6, self.fc7, self.relu]

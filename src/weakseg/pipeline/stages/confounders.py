@@ -1,4 +1,4 @@
-"""The class-average masks of the training images (CONTA). Artifact: `confounders.npz` (see `methods.conta.Confounders`).
+"""Class-average masks of the training images (CONTA). Artifact: `confounders.npz` (see `methods.conta.Confounders`).
 
 One pass over the masks, shared by the processes; a stage that was killed begins it anew.
 """
