@@ -19,11 +19,11 @@ from weakseg.labels import Classes
 from weakseg.methods.base import Localiser, find_method
 from weakseg.methods.cam import CAM
 from weakseg.methods.conta import (
+    Adjustment,
     Confounders,
     ConfounderSums,
     Contextual,
     ImageContext,
-    Settings,
     attention,
     contextual,
     foreground_share,
@@ -315,7 +315,7 @@ def test_absent_classes_get_no_attention_and_no_class_at_all_no_context() -> Non
 
 
 def context_of(found: Confounders = FOUND, **changes: Any) -> ImageContext:
-    context = ImageContext(Settings(**changes), GRID, len(found.count))
+    context = ImageContext(Adjustment(**changes), GRID, len(found.count))
     context.set_confounders(found)
     return context
 
@@ -351,7 +351,7 @@ def test_a_mask_as_context_has_the_mean_of_the_context_map() -> None:
 
 def test_confounders_of_another_grid_are_refused() -> None:
     with pytest.raises(WeaksegError, match=r"\(4, 5\)"):
-        ImageContext(Settings(), (4, 4), CLASSES).set_confounders(FOUND)
+        ImageContext(Adjustment(), (4, 4), CLASSES).set_confounders(FOUND)
 
 
 # Confounders ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from weakseg.labels import Classes
 from weakseg.methods import base
 from weakseg.methods.conta import (
+    Adjustment,
     Confounders,
     ConfounderSums,
     Contextual,
-    Settings,
     attention,
     cleaned,
     context_map,
@@ -180,7 +180,7 @@ class Linear(base.Localiser):
         return [{"params": list(self.classifier.parameters()), "lr": lr}]
 
 
-def adjusted(vectors: dict[str, np.ndarray], settings: Settings, grid: tuple[int, ...]) -> Contextual:
+def adjusted(vectors: dict[str, np.ndarray], settings: Adjustment, grid: tuple[int, ...]) -> Contextual:
     """A linear classifier with the weights of the vectors, the weight of M among them."""
     weight = tensor(vectors["weight_features"])
     plain = type("Sized", (Linear,), {"channels": weight.shape[1]})
@@ -195,7 +195,7 @@ def adjusted(vectors: dict[str, np.ndarray], settings: Settings, grid: tuple[int
 
 def test_a_map_beside_the_last_features(parity: Any) -> None:
     vectors = parity("conta/inject")
-    network = adjusted(vectors, Settings(context="mask"), vectors["M"].shape[1:])
+    network = adjusted(vectors, Adjustment(context="mask"), vectors["M"].shape[1:])
     network.conta.mask_scale.fill_(1)  # M is what is given
     maps, features = tensor(vectors["M"]), tensor(vectors["features"])
     view = torch.tensor([[0.0, 0, 1, 1, 0]], dtype=torch.float64).expand(len(maps), -1)
@@ -219,7 +219,7 @@ def test_a_map_beside_the_last_features(parity: Any) -> None:
 
 def test_an_update_of_all_weights(parity: Any) -> None:
     vectors = parity("conta/step")
-    network = adjusted(vectors, Settings(), vectors["canonical_hw"])
+    network = adjusted(vectors, Adjustment(), vectors["canonical_hw"])
     context, grid = network.conta, tuple(vectors["canonical_hw"].tolist())
     with torch.no_grad():
         for name in ("w1", "w2", "confounder", "prior"):

@@ -58,7 +58,7 @@ STD = 0.02
 """Of the normal distribution that W₁ and W₂ start from, as in the released code."""
 
 
-class Settings(base.Settings):
+class Adjustment(base.Settings):
     """Which context a localiser sees, and where. The defaults are the paper's."""
 
     context: Literal["none", "mask", "conta"] = Field(
@@ -236,7 +236,7 @@ class ImageContext(nn.Module):
     prior: Tensor
     mask_scale: Tensor
 
-    def __init__(self, settings: Settings, grid: Grid, num_classes: int) -> None:
+    def __init__(self, settings: Adjustment, grid: Grid, num_classes: int) -> None:
         super().__init__()
         self.settings, self.grid = settings, grid
         cells = math.prod(grid)
@@ -369,7 +369,7 @@ def contextual(localiser: type[base.Localiser]) -> type[base.Localiser]:
     settings = create_model(
         "Settings",
         __base__=localiser.Settings,
-        conta=(Settings, Field(default=Settings(), description="which context is seen, and where")),
+        conta=(Adjustment, Field(default=Adjustment(), description="which context is seen, and where")),
         grid=(Grid, Field(default=(1, 1), description="rows and columns of x and of the confounders")),
     )
     members = {

@@ -42,7 +42,7 @@ class Adjust(Learning):
     confounders: Annotated[str, Reads("confounders")] = Field(
         description="the stage whose class-average masks are the contexts; the masks it read show each image's own"
     )
-    adjust: conta.Settings = Field(default=conta.Settings(), description="which context is seen, and where")
+    adjust: conta.Adjustment = Field(default=conta.Adjustment(), description="which context is seen, and where")
 
     @property
     def adjusted(self) -> bool:
