@@ -129,7 +129,7 @@ def _largest(weights: Tensor, classes: Classes) -> str:
     """The largest of α (n,) with their classes."""
     best = weights.topk(min(WEIGHTS_SHOWN, len(weights)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return ", ".join(f"{classes.name(place + 1)} {weight:.2f}" for weight, place in pairs)
+    return ", ".join(f"{classes.name(place + 1)} {weight:.3f}" for weight, place in pairs)
 
 
 STAGE = Adjust
