@@ -34,7 +34,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.progress import Progress
-from weakseg.settings import changed, validate
+from weakseg.settings import Settings, changed, validate
 from weakseg.training import TrainingSet, train_network
 
 OF_SAMPLES = ("tags", "marks")
@@ -69,6 +69,17 @@ class Learning(Stage):
     def method_class(self) -> type[Method]:
         """The class of the method."""
         return find_method(self.method_kind, self.method)
+
+    def method_name(self) -> str:
+        """What the model's folder calls the class of the method, for `find_method`."""
+        return self.method
+
+    def method_settings(self, context: Context) -> Settings:
+        """What the network is made with."""
+        return self.method_class().Settings.model_validate(self.model)
+
+    def inform(self, network: Method, context: Context) -> None:
+        """Tell the network, before it is trained, what finished stages have found out about the data."""
 
     def given(self) -> list[str]:
         """The fields that this kind of stage reads by itself."""
@@ -139,6 +150,7 @@ class Learning(Stage):
         network = self.network(context)
         if self.init_from is not None:
             self._start_from(network, load_model(context.folder(self.init_from) / MODEL_FOLDER).network)
+        self.inform(network, context)
         train_network(
             context.fabric,
             network,
@@ -152,7 +164,7 @@ class Learning(Stage):
         if isinstance(network, Concluding):
             network.conclude(_items(images), context.fabric.device)
         if parallel.rank() == 0:
-            save_model(folder / MODEL_FOLDER, Model(self.method, context.dataset.classes, network, {}))
+            save_model(folder / MODEL_FOLDER, Model(self.method_name(), context.dataset.classes, network, {}))
 
     def describe(self, folder: Path) -> None:
         describe_model(folder / MODEL_FOLDER, inference=self.inference_of_model(), options=self.options)
@@ -198,9 +210,8 @@ class Learning(Stage):
     def network(self, context: Context, *, load_weights: bool = True) -> Method:
         """The method's network, with the weights that it starts from."""
         method = self.method_class()
-        settings = method.Settings.model_validate(self.model)
         torch.manual_seed(context.seed)
-        network = method(settings, len(context.dataset.classes), load_weights=load_weights)
+        network = method(self.method_settings(context), len(context.dataset.classes), load_weights=load_weights)
         network.options = method.Options.model_validate(self.options)
         return network
 

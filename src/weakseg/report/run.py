@@ -16,6 +16,7 @@ from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.report.folder import PART_TITLES, RunFolder
 from weakseg.report.markup import Heat, Markup, Share, duration, element, fact, note, page, plot, table
 from weakseg.report.plots import confusion_matrix, loss_curves, threshold_curve
+from weakseg.report.rounds import last_round, rounds
 from weakseg.report.scores import score_cells
 from weakseg.report.strips import strips
 from weakseg.report.tables import ABSENT, companion_cells, percent
@@ -47,6 +48,8 @@ def _page(run: RunFolder) -> Markup:
         "Data": _data(run),
         "Run": _run(run),
     }
+    if last_round(run):
+        sections["Rounds"] = rounds(run)
     for name, kind in run.kinds.items():
         for title, content in kind.report_parts(run, name).items():
             sections[title] = chain(sections.get(title, ()), content)
