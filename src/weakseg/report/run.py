@@ -39,17 +39,22 @@ def write_report(run: Path) -> Path:
 
 
 def _page(run: RunFolder) -> Markup:
-    sections: dict[str, Iterator[Markup]] = {
-        "Scores": _scores(run),
+    of_stages: dict[str, Iterator[Markup]] = {}
+    for name, kind in run.kinds.items():
+        for title, content in kind.report_parts(run, name).items():
+            of_stages[title] = chain(of_stages.get(title, ()), content)
+    sections = {"Scores": _scores(run)}
+    if "Trust" in of_stages:  # before the pictures, since it says which to look at
+        sections["Trust"] = of_stages.pop("Trust")
+    sections |= {
         "Pictures": strips(run),
         "Classes": _per_class(run),
         "Training": _training(run),
         "Data": _data(run),
         "Run": _run(run),
     }
-    for name, kind in run.kinds.items():
-        for title, content in kind.report_parts(run, name).items():
-            sections[title] = chain(sections.get(title, ()), content)
+    for title, content in of_stages.items():
+        sections[title] = chain(sections.get(title, ()), content)
     return page(f"{run.recipe['name']}: report", _introduction(run), sections)
 
 

@@ -1,10 +1,11 @@
 """Pseudo-masks from activation maps: a background threshold, then dense CRF, or a method's own rule. Artifact: one
-palette PNG per image, `curve.json` (the threshold curve, where there are masks to measure against) and
-`threshold.json`. Refined maps that have a background of their own need no threshold and have no curve."""
+palette PNG per image, `curve.json` (the threshold curve, where there are masks to measure against),
+`threshold.json` and, but for a method's own rule, `trust.json` (see `ops.trust`). Refined maps that have a background
+of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -38,7 +39,10 @@ from weakseg.pipeline.learning import ReadArrays
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
+from weakseg.pipeline.trust import TRUST_NAME, write_trust
+from weakseg.progress import Progress
 from weakseg.settings import changed, validate
+from weakseg.threads import threaded
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -51,6 +55,8 @@ RULES = ("auto", "threshold", "own background")
 
 T = TypeVar("T")
 Decide = Callable[[Sample], LabelArray]
+Background = Callable[[ActivationMaps], float | None]
+"""The background's score for the maps of an image; None: the maps have their own."""
 
 
 class Masks(Stage):
@@ -119,25 +125,44 @@ class Masks(Stage):
         return [stamps.images(samples), stamps.ground_truth(context.score), *folders]
 
     def run(self, context: Context, folder: Path) -> None:
-        decide_mask = self._by_scores(context, folder) if self.rule in RULES else self._by_method(context, folder)
+        if self.rule in RULES:
+            background = self._background(context, folder)
+            decide_mask = self._by_scores(context, background)
+        else:
+            background, decide_mask = None, self._by_method(context, folder)
 
         def write(sample: Sample) -> None:
             write_label_map(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
+        if background is not None:
+
+            def before(maps: ActivationMaps) -> LabelArray:
+                scores, labels = _scores(maps, maps.maps.astype(np.float32), background(maps))
+                return labels[scores.argmax(0)]
+
+            maps_of = partial(read_maps, context.folder(self.maps))
+            write_trust(context, folder, maps_of, before, partial(self.array_of, folder))
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         return read_label_map(mask_path(folder, sample))
 
-    def _by_scores(self, context: Context, folder: Path) -> Decide:
+    def _background(self, context: Context, folder: Path) -> Background:
+        """Where the background of each image begins."""
+        source = context.folder(self.maps)
+        threshold = self._threshold(context, source, folder)
+        if threshold == "adaptive":
+            return partial(adaptive_threshold, usual=_usual_threshold(context, source))
+        return lambda maps: threshold
+
+    def _by_scores(self, context: Context, background: Background) -> Decide:
         """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
         source, device = context.folder(self.maps), context.fabric.device
-        threshold = self._threshold(context, source, folder)
-        usual = _usual_threshold(context, source) if threshold == "adaptive" else None
 
         def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
-            scores, labels = _scores(read_maps(source, sample), threshold, usual)
+            maps = read_maps(source, sample)
+            scores, labels = _scores(maps, maps.upsampled(), background(maps))
             return decide(read_image(sample.image), scores, labels, crf, device).labels
 
         crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
@@ -225,6 +250,12 @@ class Masks(Stage):
         return threshold
 
     @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        from weakseg.report.trust import trust_part
+
+        return {"Trust": trust_part(run, name)} if (run.root / name / TRUST_NAME).is_file() else {}
+
+    @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
         if shown.weakly_labelled:
             title = run.titles("masks").get(name, name)
@@ -239,20 +270,23 @@ def mask_path(folder: Path, sample: Sample) -> Path:
 
 def _usual_threshold(context: Context, source: Path) -> float | None:
     """The mean of the training images' own thresholds: what they fall back on where they say little."""
-    found = [own_threshold(read_maps(source, sample)) for sample in parallel.share(context.train)]
+    mine, found = parallel.share(context.train), []
+    with Progress("thresholds of the images", len(mine)) as progress:
+        for own in threaded(lambda sample: own_threshold(read_maps(source, sample)), mine):
+            found.append(own)
+            progress.advance()
     known = sorted(own for part in parallel.gather(found) for own in part if own is not None)
     return float(np.mean(known)) if known else None
 
 
 def _scores(
-    maps: ActivationMaps, threshold: float | str | None, usual: float | None
+    maps: ActivationMaps, scores: npt.NDArray[np.float32], background: float | None
 ) -> tuple[npt.NDArray[np.float32], LabelArray]:
-    """Scores (R, H, W) of a background and the classes of maps, and their labels (R,). Without a threshold, the
-    background is that of the maps."""
-    scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
-    if threshold is None:
+    """Scores (R, h, w) of a background and the classes of maps, and their labels (R,), from scores (K, h, w) of the
+    maps at some size. Without a score of the background, it is that of the maps."""
+    labels = maps.labels.astype(np.uint8)
+    if background is None:
         return scores, labels
-    background = float(threshold) if threshold != "adaptive" else adaptive_threshold(maps, usual)
     scores, labels = scores[maps.has_background :], labels[maps.has_background :]
     return against_background(scores, background), np.array([0, *labels], np.uint8)
 
