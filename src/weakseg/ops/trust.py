@@ -56,7 +56,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     ranks = np.stack([_ranks(np.asarray(values, np.float64)) for values in (first, second)])
     if not ranks.std(1).all():
         return None
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

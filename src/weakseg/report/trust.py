@@ -61,8 +61,8 @@ def trust_part(run: RunFolder, stage: str) -> Iterator[Markup]:
     title = run.titles("masks").get(stage, stage)
     explanation = (
         "Trust is told without ground truth: fit (IoU of the map above its background and the mask after the CRF) "
-        "times contrast (the share of the map's variance between the mask and its surroundings). It ranks masks; it is no "
-        "estimate of their IoU."
+        "times contrast (the share of the map's variance between the mask and its surroundings). It ranks masks; it "
+        "does not estimate their IoU."
     )
     yield element("h3", title)
     yield element("p", f"{explanation} {_against_truth(run, title, images)}", class_="explanation")
