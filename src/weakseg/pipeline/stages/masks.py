@@ -35,7 +35,7 @@ from weakseg.pipeline.inference import (
     known_crf,
     own_threshold,
 )
-from weakseg.pipeline.learning import ReadArrays
+from weakseg.pipeline.learning import ReadArrays, check_inputs
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
@@ -100,11 +100,7 @@ class Masks(Stage):
                 raise WeaksegError(f'{where}: the rule "{self.rule}" has neither options nor inputs; leave them out.')
             return self
         rule = find_method(MaskRule, self.rule)
-        for name, field in rule.fields.items():
-            if name not in self.inputs and field.folder is None:
-                raise WeaksegError(
-                    f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
-                )
+        check_inputs(self.rule, rule.fields, self.inputs, where)
         options = validate(rule.Settings, self.options, f"{where}.options")
         return self.model_copy(update={"rule": absolute(self.rule), "options": options.model_dump(mode="json")})
 
