@@ -431,9 +431,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         "corrected": [sample.name for sample in context.train if sample.corrected is not None],
-        "true_masks": [
-            sample.name for sample in context.train if sample.mask is not None and sample.corrected is None
-        ],
+        "true_masks": [sample.name for sample in context.train if sample.mask is not None and sample.corrected is None],
     }
 
 

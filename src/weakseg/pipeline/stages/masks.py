@@ -247,9 +247,15 @@ class Masks(Stage):
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        from weakseg.report.thresholds import thresholds_part
         from weakseg.report.trust import trust_part
 
-        return {"Trust": trust_part(run, name)} if (run.root / name / TRUST_NAME).is_file() else {}
+        parts = {}
+        if (run.root / name / TRUST_NAME).is_file():
+            parts["Trust"] = trust_part(run, name)
+        if not run.measured and run.stages[name]["rule"] in RULES:
+            parts["Pictures"] = thresholds_part(run, name)
+        return parts
 
     @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy.typing as npt
 from pydantic import Field
 
+from weakseg.data.check import require_masks
 from weakseg.data.corrections import require_corrections
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map
@@ -85,6 +86,8 @@ class Segment(Learning):
         super().prepare(context)
         if self.learns_from_corrections():
             require_corrections(self.samples(context))
+        if self.learns_from_masks():
+            require_masks(self.samples(context))
 
     def learns_from_corrections(self) -> bool:
         """Whether corrected masks take the place of pseudo-masks."""
