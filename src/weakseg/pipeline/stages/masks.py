@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
 from weakseg.pipeline import stamps
+from weakseg.pipeline.choosing import choose
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
@@ -32,7 +33,6 @@ from weakseg.pipeline.inference import (
     adaptive_threshold,
     against_background,
     decide,
-    known_crf,
     own_threshold,
 )
 from weakseg.pipeline.learning import ReadArrays, check_inputs
@@ -53,7 +53,11 @@ TRIED, HALVINGS = 48, 4
 """So many images tell how far a CRF may reach, and it is halved so often at most."""
 RULES = ("auto", "threshold", "own background")
 
-T = TypeVar("T")
+TRIED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+TRIED_CRFS = ("affinitynet", "irnet")
+USUAL_CRF = "deeplab"
+"""What is chosen from on masks, besides no CRF; without masks it is the usual CRF."""
+
 Decide = Callable[[Sample], LabelArray]
 Background = Callable[[ActivationMaps], float | None]
 """The background's score for the maps of an image; None: the maps have their own."""
@@ -76,7 +80,11 @@ class Masks(Stage):
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
-    crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    crf: str | None = Field(
+        default="affinitynet",
+        description="the name of a set of CRF parameters; null: no CRF; auto: whether and which, together with the "
+        "threshold, is best on some masks of the score split; deeplab where there are no masks",
+    )
     crf_keeps: float | None = Field(
         default=None,
         gt=0,
@@ -92,7 +100,7 @@ class Masks(Stage):
     @field_validator("crf")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
+        return name if name in (None, "auto") else known_parameters(name, "auto", "null")
 
     def checked(self, where: str) -> Self:
         if self.rule in RULES:
@@ -122,8 +130,7 @@ class Masks(Stage):
 
     def run(self, context: Context, folder: Path) -> None:
         if self.rule in RULES:
-            background = self._background(context, folder)
-            decide_mask = self._by_scores(context, background)
+            background, decide_mask = self._by_scores(context, folder)
         else:
             background, decide_mask = None, self._by_method(context, folder)
 
@@ -144,25 +151,41 @@ class Masks(Stage):
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         return read_label_map(mask_path(folder, sample))
 
-    def _background(self, context: Context, folder: Path) -> Background:
-        """Where the background of each image begins."""
-        source = context.folder(self.maps)
-        threshold = self._threshold(context, source, folder)
-        if threshold == "adaptive":
-            return partial(adaptive_threshold, usual=_usual_threshold(context, source))
-        return lambda maps: threshold
-
-    def _by_scores(self, context: Context, background: Background) -> Decide:
-        """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
+    def _by_scores(self, context: Context, folder: Path) -> tuple[Background, Decide]:
+        """Where the background of each image begins; and the class with the largest score against it, refined by the
+        CRF."""
         source, device = context.folder(self.maps), context.fabric.device
+        threshold, origin = self._threshold(context, source, folder)
+        choosing = self.crf == "auto" and bool(context.score)
+        thresholds = [threshold]
+        if choosing and threshold is not None and self.threshold == "auto":
+            thresholds = ["adaptive", threshold, *TRIED_THRESHOLDS]
+        usual = _usual_threshold(context, source) if "adaptive" in thresholds else None
 
-        def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
+        def background(threshold: float | str | None, maps: ActivationMaps) -> float | None:
+            return adaptive_threshold(maps, usual) if isinstance(threshold, str) else threshold
+
+        def decide_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
             maps = read_maps(source, sample)
-            scores, labels = _scores(maps, maps.upsampled(), background(maps))
+            scores, labels = _scores(maps, maps.upsampled(), background(threshold, maps))
             return decide(read_image(sample.image), scores, labels, crf, device).labels
 
-        crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
-        return partial(decide_with, crf)
+        name = USUAL_CRF if self.crf == "auto" else self.crf
+        crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))
+        threshold = thresholds[0]
+        if choosing:
+            crfs: dict[str | None, CRFParameters | None] = {USUAL_CRF: crf, None: None}
+            crfs |= {other: PARAMETERS[other] for other in TRIED_CRFS}
+            choice = choose(
+                context.score,
+                len(context.dataset.classes) + 1,
+                [(threshold, crf) for threshold in thresholds for crf in crfs],
+                lambda candidate, sample: decide_with(candidate[0], crfs[candidate[1]], sample),
+            )
+            threshold, name = choice.candidate
+            crf, origin = crfs[name], f"with {f'the CRF {name}' if name else 'no CRF'} {choice}"
+        self._decided(context, folder, threshold, origin)
+        return partial(background, threshold), partial(decide_with, threshold, crf)
 
     def _sparing(
         self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], LabelArray]
@@ -208,8 +231,9 @@ class Masks(Stage):
             if field.folder is not None and name not in self.inputs
         ]
 
-    def _threshold(self, context: Context, source: Path, folder: Path) -> float | Literal["adaptive"] | None:
-        """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
+    def _threshold(self, context: Context, source: Path, folder: Path) -> tuple[float | str | None, str]:
+        """The threshold to use, None for maps with a background, and where it comes from; the curve is measured where
+        there are masks."""
         first = read_maps(source, context.train[0])
         if first.signed:
             raise WeaksegError(
@@ -219,15 +243,15 @@ class Masks(Stage):
         if self.rule == "own background" and not first.has_background:
             raise WeaksegError(f'The maps of "{self.maps}" have no background of their own; set rule to threshold.')
         if first.has_background and self.rule != "threshold":
-            return self._decided(context, folder, None, "the maps have a background of their own")
+            return None, "the maps have a background of their own"
         self._write_curve(context, source, folder)
         if not isinstance(self.threshold, str):
-            return self._decided(context, folder, self.threshold, "given")
+            return self.threshold, "given"
         if self.threshold == "auto" and (folder / "curve.json").exists():
             best = read_json(folder / "curve.json")["best_threshold"]
-            return self._decided(context, folder, best, "best on the score split")
+            return best, "best on the score split"
         origin = "given" if self.threshold == "adaptive" else "no masks are there to choose one"
-        return self._decided(context, folder, "adaptive", origin)
+        return "adaptive", origin
 
     def _write_curve(self, context: Context, source: Path, folder: Path) -> None:
         """The threshold curve of maps without a background of their own, where there are masks."""
@@ -239,11 +263,10 @@ class Masks(Stage):
             write_json(folder / "curve.json", curve.to_dict())
         parallel.barrier()
 
-    def _decided(self, context: Context, folder: Path, threshold: T, origin: str) -> T:
+    def _decided(self, context: Context, folder: Path, threshold: float | str | None, origin: str) -> None:
         context.log("threshold", threshold=threshold, origin=origin)
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
-        return threshold
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
