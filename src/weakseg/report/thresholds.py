@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from weakseg.pipeline.inference import UNDIVIDED, LabelArray, own_threshold
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report import pictures
 from weakseg.report.figures import Shown, strip
-from weakseg.report.folder import RunFolder
 from weakseg.report.markup import Markup, element, note
+
+if TYPE_CHECKING:
+    from weakseg.report.folder import RunFolder
 
 IMAGES = 6
 STEP = 0.15

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from weakseg.files import read_json
 from weakseg.ops.trust import rank_correlation
 from weakseg.pipeline.trust import TRUST_NAME
-from weakseg.report.folder import RunFolder
 from weakseg.report.markup import Markup, Share, element, table
 from weakseg.report.tables import percent
+
+if TYPE_CHECKING:
+    from weakseg.report.folder import RunFolder
 
 IMAGES_SHOWN = 20
 """So many images, the worst, are in the table."""
@@ -60,7 +62,7 @@ def trust_part(run: RunFolder, stage: str) -> Iterator[Markup]:
         return
     title = run.titles("masks").get(stage, stage)
     explanation = (
-        "Trust is told without ground truth: fit (IoU of the map above its background and the mask after the CRF) "
+        "Trust needs no ground truth: fit (IoU of the map above its background and the mask after the CRF) "
         "times contrast (the share of the map's variance between the mask and its surroundings). It ranks masks; it "
         "does not estimate their IoU."
     )

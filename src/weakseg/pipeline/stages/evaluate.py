@@ -93,11 +93,13 @@ class Evaluate(Stage):
         for title, stage in self.segmenters.items():
             looked_at = [] if context.score else context.train
             for split, samples in (("score", context.score), ("train", looked_at), ("val", context.val)):
+                if not samples:
+                    continue
                 predictions = folder / "predictions" / stage
                 predict_samples(
                     context, stage, self._inference(context, stage), samples, partial(prediction_path, predictions)
                 )
-                if samples and split != "train":
+                if split != "train":
                     rows.append(
                         _measure(context, title, split, samples, lambda s, f=predictions: prediction_path(f, s))
                     )
