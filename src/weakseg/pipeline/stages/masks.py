@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
-from weakseg.data.loading import Reader, ReadFolder, read_fields
+from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
@@ -35,7 +35,7 @@ from weakseg.pipeline.inference import (
     decide,
     own_threshold,
 )
-from weakseg.pipeline.learning import ReadArrays, check_inputs
+from weakseg.pipeline.learning import check_inputs, stage_readers
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
@@ -63,6 +63,11 @@ Background = Callable[[ActivationMaps], float | None]
 """The background's score for the maps of an image; None: the maps have their own."""
 
 
+def known_or_auto(name: str | None) -> str | None:
+    """Check the name of a set of CRF parameters, None for no CRF, or "auto"."""
+    return name if name in (None, "auto") else known_parameters(name, "auto", "null")
+
+
 class Masks(Stage):
     """A rule decides the label of every pixel; `options` and `inputs` are for rules that methods bring."""
 
@@ -80,7 +85,7 @@ class Masks(Stage):
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
-    crf: str | None = Field(
+    crf: Annotated[str | None, AfterValidator(known_or_auto)] = Field(
         default="affinitynet",
         description="the name of a set of CRF parameters; null: no CRF; auto: whether and which, together with the "
         "threshold, is best on some masks of the score split; deeplab where there are no masks",
@@ -96,11 +101,6 @@ class Masks(Stage):
     inputs: Annotated[dict[str, str], Reads()] = Field(
         default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return name if name in (None, "auto") else known_parameters(name, "auto", "null")
 
     def checked(self, where: str) -> Self:
         if self.rule in RULES:
@@ -210,10 +210,7 @@ class Masks(Stage):
         """What the rule of a method says."""
         method, source = find_method(MaskRule, self.rule), context.folder(self.maps)
         rule, count = method(method.Settings.model_validate(self.options)), len(context.dataset.classes)
-        readers: list[Reader] = [
-            ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
-        ]
-        readers += self._folders(context)
+        readers: list[Reader] = [*stage_readers(context, self.inputs), *self._folders(context)]
         self._write_curve(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
@@ -223,13 +220,7 @@ class Masks(Stage):
         return decide_mask
 
     def _folders(self, context: Context) -> list[ReadFolder]:
-        fields = find_method(MaskRule, self.rule).fields.items()
-        root = context.dataset.folder
-        return [
-            ReadFolder(name, field, root / field.folder)
-            for name, field in fields
-            if field.folder is not None and name not in self.inputs
-        ]
+        return folder_readers(find_method(MaskRule, self.rule).fields, context.dataset.folder, self.inputs)
 
     def _threshold(self, context: Context, source: Path, folder: Path) -> tuple[float | str | None, str]:
         """The threshold to use, None for maps with a background, and where it comes from; the curve is measured where
