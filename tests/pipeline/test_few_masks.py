@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tiny import TINY, write_tiny_voc
+from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map, write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
@@ -47,16 +48,35 @@ def chosen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_best_candidate_is_chosen_and_the_first_of_equal_ones(data: Path) -> None:
     samples = [sample for sample in open_dataset(data).split("train") if sample.mask is not None]
 
-    def decide(candidate: str, sample: object) -> np.ndarray:
-        truth = next(s for s in samples if s is sample).mask.read()  # type: ignore[union-attr]
+    def decide(candidate: str, sample: Sample) -> np.ndarray:
+        assert sample.mask is not None
+        truth = sample.mask.read()
         return {"nothing": np.zeros_like(truth), "truth": truth, "the same": truth}[candidate]
 
     choice = choose(samples, 3, ["nothing", "truth", "the same"], decide)
-    assert (choice.candidate, choice.images, choice.candidates, choice.score) == ("truth", 3, 3, 1)
+    assert (choice.candidate, choice.images, choice.candidates, choice.best) == ("truth", 3, 3, 1)
     assert 0 < choice.interval[0] <= choice.interval[1]
+    assert choose(samples, 3, ["truth", "nothing", "the same"], decide).candidate == "truth"
     many = choose(samples * MOST, 3, ["nothing"], decide)
     assert many.images <= MOST
     assert many.interval == (0, 0)
+
+
+def test_what_is_better_by_chance_is_not_chosen(data: Path) -> None:
+    """Better on two of three images by little, worse on the third: drawn anew, it may as well be worse."""
+    samples = [sample for sample in open_dataset(data).split("train") if sample.mask is not None]
+
+    def decide(candidate: int, sample: Sample) -> np.ndarray:
+        assert sample.mask is not None
+        labels = sample.mask.read().copy()
+        place = samples.index(sample)
+        labels[: (8, 8, 8)[place] if candidate == 0 else (6, 6, 9)[place]] = 0
+        return labels
+
+    choice = choose(samples, 3, [0, 1], decide)
+    assert choice.best > choice.usual
+    assert choice.interval[0] <= 0 < choice.interval[1]
+    assert choice.candidate == 0
 
 
 def test_threshold_and_crf_are_chosen_together_and_the_report_says_how_surely(chosen: Path, data: Path) -> None:

@@ -24,21 +24,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """The best candidate on some `images`, its mean IoU there, that of the candidate that is usual without masks, and
-    the bootstrap interval of the difference."""
+    """What was chosen on some `images`: the best candidate, or the usual one where the best is not surely better.
+    `best` and `usual` are their mean IoU there, `interval` is the bootstrap interval of the difference."""
 
     candidate: T
     images: int
     candidates: int
-    score: float
+    best: float
     usual: float
     interval: tuple[float, float]
 
     def __str__(self) -> str:
         low, high = (f"{100 * end:+.1f}" for end in self.interval)
+        kept = "" if self.interval[0] > 0 else ", so the rule without masks is kept"
         return (
-            f"best of {self.candidates} on {self.images} masks: mIoU {100 * self.score:.1f} %, where the rule without "
-            f"masks has {100 * self.usual:.1f} %; {CONFIDENCE:.0%} interval of the gain {low} to {high}"
+            f"chosen on {self.images} masks: the best of {self.candidates} has a mIoU of {100 * self.best:.1f} % "
+            f"there, the rule without masks {100 * self.usual:.1f} %; {CONFIDENCE:.0%} interval of the gain {low} to "
+            f"{high}{kept}"
         )
 
 
@@ -48,8 +50,9 @@ def choose(
     candidates: Sequence[T],
     decide: Callable[[T, Sample], LabelArray],
 ) -> Choice[T]:
-    """The candidate with the best label maps on samples with masks, the first of equal ones; `candidates` begin with
-    the usual one. All processes share the images and get the same answer."""
+    """The candidate with the best label maps on samples with masks, if it is surely better (the interval of the gain
+    lies above 0) than the first, which is the usual one: the best of many on few images often is worse than that
+    elsewhere. All processes share the images and get the same answer."""
     tried = samples[:: -(-len(samples) // MOST)]
 
     def confusions(sample: Sample) -> Matrices:
@@ -73,4 +76,5 @@ def choose(
     scores = mean_iou(counts.sum(1))
     best = int(scores.argmax())
     interval = gain_interval(counts[best], counts[0])
-    return Choice(candidates[best], len(tried), len(candidates), float(scores[best]), float(scores[0]), interval)
+    chosen = candidates[best if interval[0] > 0 else 0]
+    return Choice(chosen, len(tried), len(candidates), float(scores[best]), float(scores[0]), interval)
