@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from weakseg.ops.otsu import histogram, otsu
-from weakseg.ops.trust import contrast, rank_correlation, trust_of
+from weakseg.ops.trust import contrast, image_trust, rank_correlation, trust_of
 
 SIDE = 16
 
@@ -60,6 +60,16 @@ def test_a_mask_of_nothing_or_everything_is_not_trusted(after: np.ndarray) -> No
     activation = hill()
     assert trust_of(activation, activation > 0.4, after).value == 0
     assert contrast(np.full((SIDE, SIDE), 0.5, np.float32), activation > 0.4) == 0
+
+
+def test_an_image_is_trusted_the_more_the_stronger_and_the_fewer_its_maps_are() -> None:
+    inside = hill() > 0.4
+    one, two = hill()[None], np.stack([hill(), np.roll(hill(0.5), 4, 1)])
+    assert image_trust(one, inside) == pytest.approx(one[0][inside].mean())
+    assert image_trust(0.5 * one, inside) == pytest.approx(image_trust(one, inside) / 2)
+    assert image_trust(two, inside) == pytest.approx(two.max(0)[inside].mean() * 2 / 3)
+    assert image_trust(np.ones((1, SIDE, SIDE), np.float32), inside) == 1
+    assert image_trust(one, np.zeros((SIDE, SIDE), bool)) == 0
 
 
 numbers = st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), min_size=2, max_size=20)

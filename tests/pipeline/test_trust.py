@@ -16,7 +16,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.trust import rank_correlation
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
-from weakseg.pipeline.trust import TRUST_NAME, trust_in_classes
+from weakseg.pipeline.trust import TRUST_NAME, trust_in
 from weakseg.report.folder import RunFolder
 from weakseg.report.run import write_report
 from weakseg.report.trust import judged
@@ -35,14 +35,15 @@ def test_every_class_of_every_image_is_judged(finished: Path) -> None:
     found = read_json(finished / "masks" / TRUST_NAME)
     assert sorted(found) == sorted(f"train {number}" for number in range(8))
     threshold = read_json(finished / "masks" / "threshold.json")["threshold"]
-    for name, classes in found.items():
+    for name, of_image in found.items():
         maps = ActivationMaps.load(finished / "maps" / "maps" / f"{name}.npz")
-        assert list(classes) == [str(label) for label in maps.labels]
+        assert list(of_image["classes"]) == [str(label) for label in maps.labels]
         mask = read_label_map(finished / "masks" / "masks" / f"{name}.png")
         before = np.where(maps.maps[0] > np.float32(threshold), maps.labels[0], 0).astype(np.uint8)
-        for label, trust in trust_in_classes(maps, before, mask).items():
-            assert classes[label]["trust"] == pytest.approx(trust.value, abs=1e-4)
-            assert classes[label]["fit"] == pytest.approx(trust.fit, abs=1e-4)
+        assert of_image == trust_in(maps, before, mask)
+        for trust in of_image["classes"].values():
+            assert trust["trust"] == pytest.approx(trust["fit"] * trust["contrast"], abs=2e-4)
+            assert 0 <= trust["trust"] <= 1
 
 
 def test_cells_of_maps_and_pixels_of_masks_are_of_one_place() -> None:
@@ -53,7 +54,7 @@ def test_cells_of_maps_and_pixels_of_masks_are_of_one_place() -> None:
         mask[:, 4 * column : 4 * column + 4] = 2
         before = np.zeros((3, 4), np.uint8)
         before[:, column] = 2
-        assert trust_in_classes(maps, before, mask)["2"].fit == 1
+        assert trust_in(maps, before, mask)["classes"]["2"]["fit"] == 1
 
 
 def test_the_report_begins_with_the_worst_and_says_how_well_that_ranks(finished: Path) -> None:
@@ -72,7 +73,10 @@ def test_runs_that_do_not_tell_have_no_part_of_trust(
     finished: Path, tmp_path: Path, copy_tree: Callable[[Path, Path], Path]
 ) -> None:
     copy = copy_tree(finished, tmp_path / "run")
-    write_json(copy / "masks" / TRUST_NAME, {name: {} for name in read_json(copy / "masks" / TRUST_NAME)})
+    write_json(
+        copy / "masks" / TRUST_NAME,
+        {name: {"trust": None, "classes": {}} for name in read_json(copy / "masks" / TRUST_NAME)},
+    )
     assert judged(RunFolder.read(copy), "masks") == []
     (copy / "masks" / TRUST_NAME).unlink()
     assert ">Trust</h2>" not in write_report(copy).read_text(encoding="utf-8")

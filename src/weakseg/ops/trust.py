@@ -1,9 +1,14 @@
-"""How far a pseudo-mask can be trusted, told without ground truth: trust = fit · contrast.
+"""How far a pseudo-mask can be trusted, told without ground truth.
 
-The *fit* of a class is the IoU of where its map lies above the background and where it lies in the mask after the CRF:
-map and image agree on the object, or they do not. The *contrast* is how clearly the map separates the mask from what
-lies around it, the share of the map's variance between both (the correlation ratio η²; Otsu's separability, were the
-mask Otsu's). Both are in [0, 1]. They rank masks, they are no estimate of an IoU.
+In a class: trust = fit · contrast. The *fit* is the IoU of where its map lies above the background and where it lies in
+the mask after the CRF: map and image agree on the object, or they do not. The *contrast* is how clearly the map
+separates the mask from what lies around it, the share of the map's variance between both (the correlation ratio η²;
+Otsu's separability, were the mask Otsu's).
+
+In an image: trust = 2 · strength / (1 + K). The *strength* is the mean of the largest map inside of the mask; an image
+with more classes K, and borders between them, has more that can be wrong (its IoU is a mean over 1 + K labels).
+
+All are in [0, 1]. They rank masks; they do not estimate an IoU. docs/experiments/trust.md says what else was tried.
 """
 
 from __future__ import annotations
@@ -37,6 +42,12 @@ def trust_of(activation: Values, before: Inside, after: Inside) -> Trust:
     both = int(np.count_nonzero(before | after))
     fit = float(np.count_nonzero(before & after)) / both if both else 0.0
     return Trust(fit, contrast(activation, after), float(after.mean()))
+
+
+def image_trust(maps: Values, inside: Inside) -> float:
+    """The trust in an image: its K ≥ 1 maps (K, h, w), and where the mask has any class (h, w). 0 where it has none."""
+    strength = float(np.asarray(maps, np.float64).max(0)[inside].mean()) if inside.any() else 0.0
+    return 2 * strength / (1 + len(maps))
 
 
 def contrast(activation: Values, inside: Inside) -> float:

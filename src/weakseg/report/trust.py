@@ -25,15 +25,11 @@ OfClass = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Judged:
-    """An image and the trust in each of its classes (label → fit, contrast, covered, trust)."""
+    """An image with the trust in it, and that in each of its classes (label → fit, contrast, covered, trust)."""
 
     name: str
+    trust: float
     classes: Mapping[int, OfClass]
-
-    @property
-    def trust(self) -> float:
-        """The mean over the classes of the image."""
-        return float(np.mean([of_class["trust"] for of_class in self.classes.values()]))
 
     @property
     def worst(self) -> int:
@@ -48,9 +44,9 @@ def judged(run: RunFolder, stage: str) -> list[Judged]:
     if not path.is_file():
         return []
     found = [
-        Judged(name, {int(label): of_class for label, of_class in classes.items()})
-        for name, classes in read_json(path).items()
-        if classes
+        Judged(name, of_image["trust"], {int(label): of_class for label, of_class in of_image["classes"].items()})
+        for name, of_image in read_json(path).items()
+        if of_image["classes"]
     ]
     return sorted(found, key=lambda image: (image.trust, image.name))
 
@@ -62,9 +58,10 @@ def trust_part(run: RunFolder, stage: str) -> Iterator[Markup]:
         return
     title = run.titles("masks").get(stage, stage)
     explanation = (
-        "Trust needs no ground truth: fit (IoU of the map above its background and the mask after the CRF) "
-        "times contrast (the share of the map's variance between the mask and its surroundings). It ranks masks; it "
-        "does not estimate their IoU."
+        "Trust needs no ground truth. In a class: fit (IoU of the map above its background and the mask after the CRF) "
+        "times contrast (the share of the map's variance between the mask and its surroundings). In an image: the mean "
+        "activation inside of the mask, the lower the more classes there are. It ranks masks; it does not estimate "
+        "their IoU."
     )
     yield element("h3", title)
     yield element("p", f"{explanation} {_against_truth(run, title, images)}", class_="explanation")
