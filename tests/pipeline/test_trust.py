@@ -62,6 +62,8 @@ def test_the_report_begins_with_the_worst_and_says_how_well_that_ranks(finished:
     assert [image.trust for image in order] == sorted(image.trust for image in order)
     text = write_report(finished).read_text(encoding="utf-8")
     assert text.index(f">{order[0].name}</th>") < text.index(f">{order[-1].name}</th>")
+    table = text[text.index(f">{order[0].name}</th>") :]
+    assert table.index(f">{100 * order[0].trust:.1f}</td>") < table.index(f">{order[1].name}</th>")
     assert text.index(">Trust</h2>") < text.index(">Pictures</h2>")
     iou = RunFolder.read(finished).image_iou("CAM + CRF", "score")
     expected = rank_correlation([image.trust for image in order], [iou[image.name] or 0 for image in order])

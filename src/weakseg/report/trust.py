@@ -94,8 +94,17 @@ def _class_cells(images: Sequence[Judged], names: Sequence[str]) -> tuple[list[s
 
 
 def _image_cells(images: Sequence[Judged], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    rows = [[image.name, names[image.worst - 1], *_numbers(_means(list(image.classes.values())))] for image in images]
-    return ["image", "weakest class", *COLUMNS], rows
+    rows = [
+        [
+            image.name,
+            names[image.worst - 1],
+            Share(percent(image.trust), image.trust),
+            percent(sum(of_class["covered"] for of_class in image.classes.values())),
+            str(len(image.classes)),
+        ]
+        for image in images
+    ]
+    return ["image", "weakest class", "trust", "share covered", "classes"], rows
 
 
 COLUMNS = {"trust": "trust", "fit": "fit", "contrast": "contrast", "share covered": "covered"}
