@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -100,22 +100,9 @@ class Learning(Stage):
         method = find_method(self.method_kind, path)
         model = validate(method.Settings, self.model, f"{where}.model")
         options = validate(method.Options, self.options, f"{where}.options")
-        self._check_fields(method, where)
+        check_inputs(self.method, method.fields, self.inputs, where, (*OF_SAMPLES, *self.given()))
         dumped = {"model": model.model_dump(mode="json"), "options": options.model_dump(mode="json")}
         return self.model_copy(update={"method": path, **dumped})
-
-    def _check_fields(self, method: type[Method], where: str) -> None:
-        for name in self.inputs:
-            if name not in method.fields:
-                known = ", ".join(method.fields) or "none"
-                raise WeaksegError(f"{where}.inputs.{name}: {self.method} reads no such field. It reads: {known}.")
-        known_fields = {*OF_SAMPLES, *self.given(), *self.inputs}
-        for name, field in method.fields.items():
-            if name not in known_fields and field.folder is None and field.follows != "geometry":
-                raise WeaksegError(
-                    f'{where}.inputs: {self.method} reads the field "{name}"; name the stage that makes it: '
-                    f"inputs: {{{name}: STAGE}}."
-                )
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
@@ -245,6 +232,23 @@ class Learning(Stage):
                 f'The {self.method} cannot start from the weights of the stage "{self.init_from}", whose network is of '
                 "another kind. Give both the same model.backbone.name, or set init_from to null."
             ) from None
+
+
+def check_inputs(
+    method: str, fields: Mapping[str, ImageField], inputs: Collection[str], where: str, known: Collection[str] = ()
+) -> None:
+    """Raise `WeaksegError` unless `inputs` name fields of the method, and all that nothing else gives: neither a
+    folder nor the geometry of the view, and none of those that are `known` anyway."""
+    for name in inputs:
+        if name not in fields:
+            read = ", ".join(fields) or "none"
+            raise WeaksegError(f"{where}.inputs.{name}: {method} reads no such field. It reads: {read}.")
+    for name, field in fields.items():
+        if name not in (*known, *inputs) and field.folder is None and field.follows != "geometry":
+            raise WeaksegError(
+                f'{where}.inputs: {method} reads the field "{name}"; name the stage that makes it: '
+                f"inputs: {{{name}: STAGE}}."
+            )
 
 
 def _items(images: TrainingImages) -> Iterator[Item]:

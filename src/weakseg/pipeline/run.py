@@ -395,6 +395,7 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
                     stages.append(name)
     tags = f"{', '.join(read['tags'])}: learned from" if read["tags"] else "they say which classes are present"
     marks = f"{', '.join(read['marks'])}: learned from" if read["marks"] else "only their classes count, as tags do"
+    read["labels"] += [name for name, stage in recipe.stages.items() if _learns_from_masks(stage)]
     masks = (
         f"{', '.join(read['labels'])}: learned from; results are measured on them"
         if read["labels"]
@@ -408,6 +409,10 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
 
 def _learns_from_corrections(stage: Stage) -> bool:
     return isinstance(stage, Segment) and stage.learns_from_corrections()
+
+
+def _learns_from_masks(stage: Stage) -> bool:
+    return isinstance(stage, Segment) and stage.learns_from_masks()
 
 
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
@@ -426,6 +431,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         "corrected": [sample.name for sample in context.train if sample.corrected is not None],
+        "true_masks": [sample.name for sample in context.train if sample.mask is not None and sample.corrected is None],
     }
 
 

@@ -91,9 +91,18 @@ class RunFolder:
         evaluations = [stage for stage in self.stages.values() if stage["kind"] == "evaluate"]
         return {source: title for stage in evaluations for title, source in stage[role].items()}
 
+    @property
+    def measured(self) -> bool:
+        """Whether weakly labelled images have ground truth to measure against."""
+        return bool(self.data["images"]["score"])
+
     def open_data(self) -> tuple[Classes, dict[str, dict[str, Sample]]]:
         """The classes, and the samples of every part of the run by name. Raises `WeaksegError` if the data are not what
         they were."""
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> tuple[Classes, dict[str, dict[str, Sample]]]:
         from weakseg.data.opening import open_dataset
 
         dataset = open_dataset(Path(self.data["root"]), self.data["format"])
