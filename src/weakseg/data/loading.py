@@ -34,9 +34,11 @@ class Draw(NamedTuple):
 class Order:
     """The order of `count` images in batches of `batch_size`, reshuffled every epoch.
 
-    The last incomplete batch of an epoch is dropped; where there are fewer images than a
-    batch holds, the epoch's permutation is repeated to fill one batch.
+    Of an epoch of few batches, the last incomplete one is filled up from the beginning of the epoch's permutation,
+    which is repeated where there are fewer images than a batch holds; that of a longer epoch is dropped.
     """
+
+    FEW_BATCHES: ClassVar[int] = 10
 
     count: int
     batch_size: int
@@ -44,7 +46,12 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, self.count // self.batch_size)
+        return -(-self.count // self.batch_size) if self.fills_up else self.count // self.batch_size
+
+    @property
+    def fills_up(self) -> bool:
+        """Whether an incomplete batch is filled up rather than dropped."""
+        return self.count < self.FEW_BATCHES * self.batch_size
 
     def batch(self, step: int) -> list[Draw]:
         """The draws of batch number `step` (0, 1, …), the same whenever and wherever it is asked for."""
