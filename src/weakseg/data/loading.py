@@ -16,10 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_image, read_label_map
+from weakseg.data.images import image_size, read_label_map
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.ops.fields import ImageField
+from weakseg.ops.resize import resize_bilinear, resize_labels, shrink_marks
 
 
 class Draw(NamedTuple):
@@ -134,13 +135,17 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
 def read_fields(
     sample: Sample, readers: Sequence[Reader], fields: Mapping[str, ImageField]
 ) -> dict[str, npt.NDArray[Any]]:
-    """`image` uint8 (H, W, 3) and the fields of a sample. Raises `WeaksegError` for a field of another size than the
-    image."""
-    image = read_image(sample.image)
+    """`image` uint8 (H, W, 3) and the fields of a sample; those of the size of its file are brought to the size that is
+    worked on. Raises `WeaksegError` for a field of another size than the image."""
+    image = sample.read_image()
     arrays: dict[str, npt.NDArray[Any]] = {"image": image}
     for reader in readers:
         arrays.update(reader(sample))
+    native = image_size(sample.image) if sample.long_side else image.shape[:2]
     for name, field in fields.items():
+        if field.spatial and image.shape[:2] != native == arrays[name].shape[-2:]:
+            resize = resize_bilinear if field.follows == "maps" else resize_labels
+            arrays[name] = resize(arrays[name], image.shape[:2])
         if field.spatial and (size := arrays[name].shape[-2:]) != image.shape[:2]:
             files = [f" ({r.path(sample)})" for r in readers if isinstance(r, ReadFolder) and r.name == name]
             raise WeaksegError(
@@ -172,7 +177,8 @@ class ReadMarks:
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         from weakseg.data.simulate import rasterise
 
-        return {"marks": rasterise(sample.labels, image_size(sample.image))}
+        marks = rasterise(sample.labels, image_size(sample.image))
+        return {"marks": shrink_marks(marks, sample.size()) if sample.long_side else marks}
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,17 @@ class Learning(Stage):
         if fault := too_few(updates, self.train.min_steps):
             context.log("warning", stage=folder.relative_to(context.root).as_posix(), message=fault)
         if parallel.rank() == 0:
-            save_model(folder / MODEL_FOLDER, Model(self.method, context.dataset.classes, network, {}))
+            save_model(
+                folder / MODEL_FOLDER, Model(self.method, context.dataset.classes, network, {}, context.long_side)
+            )
 
-    def describe(self, folder: Path) -> None:
-        describe_model(folder / MODEL_FOLDER, inference=self.inference_of_model(), options=self.options)
+    def describe(self, context: Context, folder: Path) -> None:
+        describe_model(
+            folder / MODEL_FOLDER,
+            inference=self.inference_of_model(),
+            options=self.options,
+            long_side=context.long_side,
+        )
 
     def inference_of_model(self) -> dict[str, Any]:
         """How the trained model is evaluated and, unless told otherwise, used to predict."""
@@ -205,7 +212,7 @@ class Learning(Stage):
     def at_inference(self, context: Context) -> tuple[dict[str, ImageField], list[Reader]]:
         """The fields that the network reads at inference, and what reads them of a sample."""
         method = self.method_class()
-        fields = {name: field for name, field in method.fields.items() if field.at_inference}
+        fields = method.fields_at_inference()
         return fields, self._readers(context, method, fields)
 
     def network(self, context: Context, *, load_weights: bool = True) -> Method:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
+from weakseg.data.images import image_size
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.ops.accumulator import Accumulator
@@ -18,6 +19,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.boundary import BoundaryScore
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
+from weakseg.ops.resize import resize_bilinear
 from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
 from weakseg.threads import threaded
@@ -73,7 +75,7 @@ def measure_curve(
 
     def load(sample: Sample) -> tuple[Sample, LabelMap, ActivationMaps, npt.NDArray[np.float32]]:
         maps = read(sample)
-        return sample, _truth(sample), maps, maps.upsampled()
+        return sample, _truth(sample), maps, _at_full_size(maps, sample)
 
     for sample, truth, maps, scores in _shared(samples, load, "threshold curve"):
         curve.update(truth, maps.labels, scores, sample.name)
@@ -114,6 +116,12 @@ def over_ranks(scores: MaskScores) -> MaskScores:
     for part in parallel.gather(scores.images):
         images.update(part)
     return MaskScores(sum_counts(scores.confusion), sum_counts(scores.boundary), dict(sorted(images.items())))
+
+
+def _at_full_size(maps: ActivationMaps, sample: Sample) -> npt.NDArray[np.float32]:
+    """Maps (K, H, W) at the size of the image's file, which the truth has."""
+    scores = maps.upsampled()
+    return resize_bilinear(scores, image_size(sample.image)) if sample.long_side else scores
 
 
 def _truth(sample: Sample) -> LabelMap:

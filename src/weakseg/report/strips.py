@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID, Classes
 from weakseg.report import pictures
@@ -68,7 +67,7 @@ def _groups(run: RunFolder, part: str, samples: Mapping[str, Sample], classes: C
 def _figures(run: RunFolder, part: str, sample: Sample, classes: Classes) -> list[Markup]:
     """The image, then what the stages made of it, then the ground truth; a note instead if one cannot be read."""
     try:
-        shown = Shown(part, sample, read_image(sample.image), classes)
+        shown = Shown(part, sample, sample.read_image(), classes)
         figures = [shown.photo()]
         for name, kind in run.kinds.items():
             figures += kind.report_figures(run, name, shown)

@@ -22,11 +22,13 @@ from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
     LabelArray,
+    Prediction,
     Threshold,
     adaptive_threshold,
     against_background,
@@ -136,26 +138,33 @@ class Masks(Stage):
         threshold = self._threshold(context, source, folder)
         usual = _usual_threshold(context, source) if threshold == "adaptive" else None
 
-        def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
+        def decide_with(crf: CRFParameters | None, sample: Sample) -> Prediction:
             scores, labels = _scores(read_maps(source, sample), threshold, usual)
-            return decide(read_image(sample.image), scores, labels, crf, device).labels
+            return decide(sample.read_image(), scores, labels, crf, device)
 
         crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
-        return partial(decide_with, crf)
+
+        def decide_mask(sample: Sample) -> LabelArray:
+            decided = decide_with(crf, sample)
+            if sample.long_side:
+                decided = decided.enlarged(sample.read_image(), read_image(sample.image))
+            return decided.labels
+
+        return decide_mask
 
     def _sparing(
-        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], LabelArray]
+        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], Prediction]
     ) -> CRFParameters:
         """The CRF, reaching no farther than the size of the objects allows; no mask is needed to tell."""
         if self.crf_keeps is None:
             return crf
         step = -(-len(context.train) // TRIED)
         tried = parallel.share(context.train[::step])
-        before = [int(np.count_nonzero(decide_with(None, sample))) for sample in tried]
+        before = [int(np.count_nonzero(decide_with(None, sample).labels)) for sample in tried]
         farthest = float(np.max(crf.bilateral_sxy))
         for halvings in range(HALVINGS + 1):
             found = crf.within(farthest / 2**halvings)
-            after = [int(np.count_nonzero(decide_with(found, sample))) for sample in tried]
+            after = [int(np.count_nonzero(decide_with(found, sample).labels)) for sample in tried]
             kept = [a / b for part in parallel.gather(list(zip(after, before, strict=True))) for a, b in part if b]
             if not kept or float(np.median(kept)) >= self.crf_keeps:
                 break
@@ -174,7 +183,8 @@ class Masks(Stage):
 
         def decide_mask(sample: Sample) -> LabelArray:
             item = read_fields(sample, readers, method.fields)
-            return rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            mask = rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            return enlarge_label_map(mask, item["image"], read_image(sample.image)) if sample.long_side else mask
 
         return decide_mask
 
