@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from weakseg.data.transforms import Factor
@@ -18,7 +18,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import CRFParameters, known_parameters
+from weakseg.ops.crf_parameters import CRFParameters, known_or_none
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.enlarge import enlarge_scores, enlarge_to_labels
@@ -51,17 +51,14 @@ PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
 
 
-def known_crf(name: str | None) -> str | None:
-    """Validate the name of a set of CRF parameters, or None for no CRF."""
-    return None if name is None else known_parameters(name, "null")
-
-
 class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
-    crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default=None, description="the name of a set of CRF parameters; null: no CRF"
+    )
     threshold: Threshold | Literal["adaptive"] = Field(
         default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
     )
@@ -72,11 +69,6 @@ class Inference(Settings):
         description="pixels: the side of overlapping windows that larger images are looked at through, for less "
         "memory; auto: where the whole image would take more than about 2 GB; null: never",
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
 
 
 Scores = npt.NDArray[np.float32]
@@ -121,7 +113,7 @@ def predict(
     if side := window_side(model, small.shape[:2], inference):
         found = _in_windows(model, small, side, inference, device, present, keep_scores or small is not image)
     else:
-        views = Views.of([small], inference.scales, device, model.network.fields_at_inference(), [{}])
+        views = Views.of([small], inference.scales, device, model.network.fields_at_inference())
         ((scores, labels),) = _scores(model, [small], views, inference, device, [present])
         found = decide(small, scores.cpu().numpy(), labels, inference.crf, device)
     return found.enlarged(small, image, keep_scores=keep_scores)

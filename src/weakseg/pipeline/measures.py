@@ -19,7 +19,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.boundary import BoundaryScore
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
-from weakseg.ops.resize import resize_bilinear
+from weakseg.ops.resize import resize_bilinear, resize_labels
 from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
 from weakseg.threads import threaded
@@ -91,7 +91,10 @@ def measure_context(
     def load(sample: Sample) -> tuple[str, list[OnContext]]:
         assert sample.context is not None
         try:
-            return sample.name, on_context(read(sample), sample.context.read())
+            context = sample.context.read()
+            if sample.long_side:
+                context = resize_labels(context, sample.size())
+            return sample.name, on_context(read(sample), context)
         except WeaksegError as error:
             raise WeaksegError(f"{sample.name}: {error}") from None
 
