@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from weakseg import parallel
-from weakseg.data.loading import Batches, Order
+from weakseg.data.loading import Batches
 from weakseg.errors import WeaksegError, out_of_memory
 from weakseg.files import read_json_lines, write_bytes, write_text
 from weakseg.methods.base import Method, means
@@ -55,7 +55,7 @@ def train_network(
     Raises `WeaksegError` if the loss, its gradient or the weights stop being finite; the checkpoint then is one of
     before. Ctrl-C ends the training after the current update with a checkpoint, as `KeyboardInterrupt`.
     """
-    order = Order(len(images), max(1, settings.batch_size // images.images_per_draw), seed)
+    order = settings.order(len(images), seed, images.images_per_draw)
     batch_size = order.batch_size * images.images_per_draw
     steps = settings.total_steps(order)
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

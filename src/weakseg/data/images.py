@@ -21,7 +21,9 @@ from weakseg.errors import WeaksegError, explain, out_of_memory
 from weakseg.files import atomic_path
 from weakseg.labels import BACKGROUND, palette
 
-MAX_PIXELS = 80_000_000
+MAX_PIXELS = 128_000_000
+# Pillow warns of fewer by itself.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
@@ -140,7 +142,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     frames the first is taken. Colour profiles are ignored, as usual in the field.
 
     Raises `WeaksegError` for a file that is missing, damaged, truncated, of another format or of more than
-    80 megapixels (found before decoding).
+    128 megapixels (found before decoding).
     """
     with _opened(path, _DECODERS) as image:
         orientation = _orientation(image)

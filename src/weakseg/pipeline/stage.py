@@ -111,7 +111,7 @@ class Stage(Settings):
         """
         raise NotImplementedError
 
-    def describe(self, folder: Path) -> None:
+    def describe(self, context: Context, folder: Path) -> None:
         """Write into the artifact what is not among the `settings_of_artifact`: how it is to be used, say.
 
         Called after `run`, and again whenever the finished stage is met.

@@ -104,13 +104,15 @@ class RunFolder:
     @cached_property
     def _opened(self) -> tuple[Classes, dict[str, dict[str, Sample]]]:
         from weakseg.data.opening import open_dataset
+        from weakseg.data.working_size import at_working_size
 
         dataset = open_dataset(Path(self.data["root"]), self.data["format"])
         if list(dataset.classes.names) != self.data["classes"]:
             raise WeaksegError(f"{dataset.root} has other classes than when the run was made.")
         parts = {}
         for part, names in self.data["names"].items():
-            known = {sample.name: sample for sample in dataset.split(self.data["splits"][part])} if names else {}
+            samples = dataset.split(self.data["splits"][part]) if names else ()
+            known = {sample.name: sample for sample in at_working_size(samples, self.data.get("long_side"))}
             parts[part] = {name: known[name] for name in names if name in known}
             if len(parts[part]) < len(names):
                 raise WeaksegError(f"{dataset.root} lacks {len(names) - len(parts[part])} images of the run.")

@@ -61,7 +61,12 @@ class Evaluate(Stage):
         parts = (context.score, context.val)
         data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]
         data += filter(None, [stamps.contexts(context.score)])
-        return [*data, *(f"{name} {self._inference(context, name)}" for name in self.segmenters.values())]
+        return [*data, *(self._application(context, name) for name in self.segmenters.values())]
+
+    def _application(self, context: Context, segmenter: str) -> str:
+        inference = self._inference(context, segmenter)
+        windows = "" if inference.window == "auto" else f" window={inference.window}"
+        return f"{segmenter} {inference}{windows}"
 
     def _inference(self, context: Context, segmenter: str) -> Inference:
         stage = context.stages[segmenter]
