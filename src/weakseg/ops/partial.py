@@ -1,11 +1,11 @@
 """Partial label maps: labels where weak labels are sure of them, *unlabelled* elsewhere.
 
-A partial label map is uint8 (H, W): 0 background, 1 … C classes, 254 unlabelled, 255 void. An unlabelled pixel takes part
-in a training, but has no label; a void one does not take part. So C is at most 253.
+A partial label map is uint8 (H, W): 0 background, 1 … C classes, 254 unlabelled, 255 void. An unlabelled pixel takes
+part in a training, but has no label; a void one does not take part. So C is at most 253.
 
-Ke, Hwang, Yu, *Universal Weakly Supervised Segmentation by Pixel-to-Segment Contrastive Learning*, ICLR 2021, section 4:
-the numbers. The rule for tags is that of SEAM's background score. The paper states the rule for boxes in words
-("normalised within each box"); its reading here is min-max inside of the box.
+Ke, Hwang, Yu, *Universal Weakly Supervised Segmentation by Pixel-to-Segment Contrastive Learning*, ICLR 2021,
+section 4: the numbers. The rule for tags is that of SEAM's background score. The paper states the rule for boxes in
+words; it is read as min-max normalisation inside of the box.
 """
 
 from __future__ import annotations
