@@ -80,7 +80,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, paste, pool, ',
+            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, partial, paste, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", 'runtime.device: expected auto, cpu or cuda (found "gpu")'),
