@@ -3,8 +3,9 @@
     python benchmarks/region_quality.py DATA [--split train] [--every 10]
 
 The ultrametric regions are a watershed of the colour gradient, merged (by the contours between them, or by Ward's
-criterion on their colours) until there are as many as Felzenszwalb's. `recall`: part of the true boundaries with a
-region's boundary at most 2 pixels away; `leak`: part of the pixels that the region's most frequent class leaves out (undersegmentation).
+criterion on their colours) until there are as many as Felzenszwalb's.
+`recall`: part of the true boundaries with a boundary of regions at most 2 pixels away; `leak`: part of the pixels that
+the most frequent class of each region leaves out (undersegmentation).
 """
 
 from __future__ import annotations
