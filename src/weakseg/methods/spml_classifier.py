@@ -5,7 +5,8 @@ Ke, Hwang, Yu, "Universal Weakly Supervised Segmentation by Pixel-to-Segment Con
 
     L = - mean over pixels with a label of log softmax(f(u))[y]
 
-f is a 3×3 convolution, normalisation, ReLU, dropout and a 1×1 convolution. The scores are resized to the labels. Give the stage `init_from`: the stage that trained the embedding.
+f is a 3×3 convolution, normalisation, ReLU, dropout and a 1×1 convolution. The scores are resized to the labels. Give
+the stage `init_from`: the stage that trained the embedding.
 """
 
 from __future__ import annotations
