@@ -83,7 +83,6 @@ def test_segments(parity: Any, name: str, grid: int) -> None:
     labels = semantic.masked_fill(tensor(vectors, "segment_panoptic") == int(vectors["segment_ignore_index"]), VOID)
     found = cut(vectors, local, labels=labels, regions=tensor(vectors, "segment_instance"), grid=(4, 4))
     equal(numbered(found.image[found.segment])[0], vectors[f"{name}_out_batch"])
-    within = numbered(found.image[found.segment], found.cluster[found.segment])[0]
     expected = vectors[f"{name}_out_cluster"]
     equal(found.segment, expected)
     if name == "segment":

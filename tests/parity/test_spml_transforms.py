@@ -20,7 +20,7 @@ from weakseg.data.transforms import (
     top_left_crop,
 )
 from weakseg.labels import VOID
-from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
+from weakseg.ops.activation import IMAGENET_MEAN
 from weakseg.optimisation import TrainSettings, build_optimiser
 
 Vectors = dict[str, np.ndarray]
@@ -57,9 +57,7 @@ def view_of(vectors: Vectors, case: str, lowest: float, highest: float, size: tu
     height, width = vectors["image"].shape[:2]
     scaled = scaled_size((height, width), lowest + uniform[1] * (highest - lowest), STYLE)
     # Offsets are cut off before the last place.
-    top, left = (
-        int(u * max(0, side - part)) for u, side, part in zip(uniform[2:4], scaled, size, strict=True)
-    )
+    top, left = (int(u * max(0, side - part)) for u, side, part in zip(uniform[2:4], scaled, size, strict=True))
     side = max(size)
     place = top_left_crop((scaled[0] - top, scaled[1] - left), side)._replace(top=top, left=left)
     mirrored = bool(uniform[0] >= 0.5)
@@ -80,9 +78,7 @@ def test_whole_augmentation(parity: Any, kind: str, lowest: float, highest: floa
         image = augmentation.image(vectors["image"], view)
         if kind == "classifier":
             grey, blur, *sigma = vectors[f"{case}_uniform"][4:]
-            image = grey_and_blur(
-                cut(image), grey=grey < 0.3, sigma=0.1 + sigma[0] * 4.9 if blur < 0.5 else None
-            )
+            image = grey_and_blur(cut(image), grey=grey < 0.3, sigma=0.1 + sigma[0] * 4.9 if blur < 0.5 else None)
             agrees(image, vectors[f"{case}_image"], 1e-5)
         else:
             agrees(cut(image), vectors[f"{case}_image"], 1e-5)

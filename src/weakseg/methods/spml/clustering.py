@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from weakseg.labels import VOID
 
+LEAST_COLOUR = 1e-5
+"""Differences of normalised colours that are smaller are those of rounding."""
 CHUNK = 1 << 20
 """So many similarities of pixels and centroids are computed at once."""
 
@@ -41,14 +43,15 @@ def cone_kernel() -> Tensor:
 
 def colours(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Filtered colours of normalised images (N, 3, H, W) at `size`: (N, h, w, 3), each channel of an image from -1 to 1
-    around its mean; 0 where it has one value only."""
+    around its mean; next to 0 where it has one value only."""
     kernel = cone_kernel().to(images).expand(images.shape[1], 1, -1, -1)
     padding = [max(0, 5 - side) for side in images.shape[-2:]]  # a smaller image has no place for the kernel
     images = F.pad(images, (0, padding[1], 0, padding[0]), mode="replicate")
     filtered = F.conv2d(images, kernel, groups=images.shape[1])
     centred = F.interpolate(filtered, size, mode="bilinear", align_corners=False)
     centred = centred - centred.mean((2, 3), keepdim=True)
-    return (centred / centred.abs().amax((2, 3), keepdim=True).clamp(min=1e-12)).permute(0, 2, 3, 1)
+    largest = centred.abs().amax((2, 3), keepdim=True)
+    return (centred / largest.clamp(min=LEAST_COLOUR)).permute(0, 2, 3, 1)
 
 
 def local_features(images: Tensor, size: tuple[int, int], *, with_colours: bool = False) -> Tensor:
