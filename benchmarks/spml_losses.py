@@ -1,85 +1,82 @@
-"""SPML's contrastive losses with their gradients, block by block, against a matrix of all pixels and prototypes; and
-spherical k-means.
+"""SPML's contrastive losses and gradients, by blocks against dense; spherical k-means (stride 4, 64 channels).
 
-    python benchmarks/spml_losses.py [--side 128] [--images 4] [--segments 4800] [--repeats 3] [--threads 1]
+    python benchmarks/spml_losses.py [--size 512 512] [--repeats 5] [--threads 1]
 
-The losses are annotation and cooccurrence, of a device's images with embeddings of `side` pixels, 64 dimensions, against
-the prototypes of all devices. The dense side masks the matrix and lets autograd keep what it needs. K-means starts from
-6 × 6 cells; its peer adds up vectors pixel by pixel, as the original does.
+The losses are annotation and cooccurrence of the pixels of one image, against the 4800 prototypes of 16. The dense side
+masks a matrix of all pixels and prototypes, and autograd keeps what it needs. K-means starts from 6 × 6 cells and
+takes ten steps; on the other side sums are scattered value by value, as in the original.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import measure
-from weakseg.methods.spml.clustering import grid_labels, normalised, places, spherical_kmeans
+from weakseg.methods.spml.clustering import grid_labels, normalised, places, prototypes, spherical_kmeans
 from weakseg.methods.spml.losses import contrastive_loss
 
-DIMENSIONS, CLASSES, LEAST_MEMORY, LEAST_KMEANS = 64, 21, 8, 3
+DIMENSIONS, CLASSES, SEGMENTS, GRID = 64, 21, 4800, (6, 6)
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
-class Step:
-    """Random pixels and prototypes of one device, and which of them are the same in both losses."""
-
-    def __init__(self, side: int, images: int, segments: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        count = images * side * side
-        self.pixels = normalised(torch.randn(count, DIMENSIONS, generator=generator))
-        self.prototypes = normalised(torch.randn(segments, DIMENSIONS, generator=generator))
-        self.own = torch.randint(segments, (count,), generator=generator)
-        self.label = torch.randint(CLASSES, (segments,), generator=generator)
-        self.image = torch.arange(images).repeat_interleave(side * side)
-        self.tags = torch.rand(images, segments, generator=generator) < 0.2
-
-    def relations(self) -> list[tuple[Tensor, Tensor, float]]:
-        """Table, group of each pixel, concentration."""
-        by_label = torch.arange(CLASSES)[:, None] == self.label
-        return [(by_label, self.label[self.own], 6.0), (self.tags, self.image, 8.0)]
-
-    def streamed(self, pixels: Tensor, prototypes: Tensor) -> Tensor:
-        parts = [contrastive_loss(pixels, prototypes, self.own, *relation) for relation in self.relations()]
-        return torch.stack(parts).sum()
-
-    def dense(self, pixels: Tensor, prototypes: Tensor) -> Tensor:
-        similarity = pixels @ prototypes.T
-        total = pixels.new_zeros(())
-        for table, group, concentration in self.relations():
-            s, same = (concentration * similarity).exp(), table[group]
-            others = same.scatter(1, self.own[:, None], False)
-            lonely = ~others.any(1)
-            positive = (s * others).sum(1) + s.gather(1, self.own[:, None])[:, 0] * lonely
-            total = total - (positive / (positive + (s * ~same).sum(1))).log().sum()
-        return total
-
-    def gradient(self, streamed: bool) -> list[Tensor]:
-        leaves = [self.pixels.clone().requires_grad_(), self.prototypes.clone().requires_grad_()]
-        (self.streamed if streamed else self.dense)(*leaves).backward()
-        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+def dense_loss(pixels: Tensor, known: Tensor, own: Tensor, same: Tensor, group: Tensor, concentration: float) -> Tensor:
+    s, alike = (concentration * (pixels @ known.T)).exp(), same[group]
+    others = alike.scatter(1, own[:, None], False)
+    alone = ~others.any(1)
+    positive = (s * others).sum(1) + s.gather(1, own[:, None])[:, 0] * alone
+    return -(positive / (positive + (s * ~alike).sum(1))).log().sum()
 
 
-def pixelwise_kmeans(vectors: Tensor, start: Tensor, clusters: int) -> Tensor:
+def scattered_kmeans(vectors: Tensor, start: Tensor, clusters: int) -> Tensor:
     labels = start
     for _ in range(10):
-        sums = torch.zeros(clusters, vectors.shape[1]).scatter_add_(
-            0, labels[:, None].expand_as(vectors), vectors
-        )
+        sums = torch.zeros(clusters, vectors.shape[1])
+        sums.scatter_add_(0, labels[:, None].expand_as(vectors), vectors)
         labels = torch.mm(vectors, normalised(sums).t()).argmax(1)
     return labels
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=measure.usually(128, 8))
-    parser.add_argument("--images", type=int, default=measure.usually(4, 2))
-    parser.add_argument("--segments", type=int, default=measure.usually(4800, 20))
-    parser.add_argument("--repeats", type=int, default=measure.usually(3, 1))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peak", choices=("streamed", "dense"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    size = (arguments.side, arguments.images, arguments.segments)
+def prepare(size: measure.Size) -> dict[str, measure.Comparison]:
+    generator = torch.Generator().manual_seed(0)
+    count, segments = size[0] * size[1], min(SEGMENTS, size[0] * size[1])
+    pixels = normalised(torch.randn(count, DIMENSIONS, generator=generator)).requires_grad_()
+    known = normalised(torch.randn(segments, DIMENSIONS, generator=generator)).requires_grad_()
+    own = torch.randint(segments, (count,), generator=generator)
+    label = torch.randint(CLASSES, (segments,), generator=generator)
+    tags = torch.rand(1, segments, generator=generator) < 0.2
+    of_label = (torch.arange(CLASSES)[:, None] == label, label[own], 6.0)
+    of_image = (tags, torch.zeros(count, dtype=torch.int64), 8.0)
+
+    def gradients(loss: Loss) -> Tensor:
+        total = loss(pixels, known, own, *of_label) + loss(pixels, known, own, *of_image)
+        return torch.cat([(g / g.abs().max()).flatten() for g in torch.autograd.grad(total, (pixels, known))])
+
+    # Blobs, so that no rounding decides where a pixel goes.
+    centres = torch.randn(50, DIMENSIONS, generator=generator)
+    noise = torch.randn(count, DIMENSIONS, generator=generator)
+    embedded = normalised(centres[torch.randint(50, (count,), generator=generator)] + 0.3 * noise)
+    vectors = normalised(torch.cat([embedded, places(size).flatten(0, 1)], dim=1))
+    start = grid_labels(GRID, size).flatten()
+    clusters = int(start.max()) + 1
+
+    def centroids(labels: Tensor) -> Tensor:
+        return prototypes(vectors, labels, clusters)
+
+    return {
+        "losses and gradients of one image": measure.Comparison(
+            lambda: gradients(contrastive_loss), lambda: gradients(dense_loss), target=1, memory_target=8
+        ),
+        "k-means of one image": measure.Comparison(
+            lambda: centroids(spherical_kmeans(vectors, start, clusters)),
+            lambda: centroids(scattered_kmeans(vectors, start, clusters)),
+            target=3,
+        ),
+    }
+
+
+if __name__ == "__main__":
+    measure.main(__doc__, prepare, stride=4, tolerance=1e-3, size=(512, 512))

@@ -16,7 +16,7 @@ from weakseg.labels import VOID
 
 LEAST_COLOUR = 1e-5
 """Differences of normalised colours that are smaller are those of rounding."""
-CHUNK = 1 << 20
+CHUNK = 1 << 17
 """So many similarities of pixels and centroids are computed at once."""
 
 
