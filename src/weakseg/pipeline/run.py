@@ -420,8 +420,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "splits": _split_names(recipe.data),
         "images": {part: len(samples) for part, samples in parts.items()},
         "images_with_class": {
-            part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]
-            for part, samples in parts.items()
+            part: images_with_both(samples, len(classes)).diagonal().tolist() for part, samples in parts.items()
         },
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},

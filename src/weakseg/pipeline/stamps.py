@@ -50,6 +50,12 @@ def files(paths: Iterable[Path]) -> str:
     return _digest(map(file_stamp, paths))
 
 
+def weights(path: object) -> str:
+    """Changes with a file of weights; "" for weights that are known by name, and for none."""
+    file = Path(str(path)).expanduser()
+    return file_stamp(file) if file.is_file() else ""
+
+
 def _image_stamp(sample: Sample) -> str:
     try:
         return file_stamp(sample.image)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import file_stamp, read_image, read_superpixels, write_superpixels
+from weakseg.data.images import read_image, read_superpixels, write_superpixels
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -58,8 +58,7 @@ class Superpixels(SuperpixelSettings, Stage):
             return [stamps.images(samples), stamps.files(_path(Path(self.folder), sample) for sample in samples)]
         found = [stamps.images(samples)]
         if self.backbone is not None:
-            weights = Path(str(self.backbone.weights)).expanduser()
-            found.append(file_stamp(weights) if weights.is_file() else str(context.seed))
+            found.append(stamps.weights(self.backbone.weights) or str(context.seed))
         return found
 
     def prepare(self, context: Context) -> None:
