@@ -34,6 +34,7 @@ from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.partial import Partial
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
@@ -401,8 +402,12 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
     )
     correcting = [name for name, stage in recipe.stages.items() if _learns_from_corrections(stage)]
     corrected = f"{', '.join(correcting)}: learned from, in place of pseudo-masks" if correcting else "not used"
-    return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
+    uses = {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
             "masks": masks, "corrected masks": corrected}  # fmt: skip
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Partial):
+            uses |= dict.fromkeys(stage.kinds, f"{name}: they label pixels")
+    return uses
 
 
 def _learns_from_corrections(stage: Stage) -> bool:
