@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import UNLABELLED
 from weakseg.methods import base
 from weakseg.methods.spml.clustering import normalised
 from weakseg.models.aspp import ASPP
 from weakseg.models.norm import SharedBatchNorm2d, use_batch_statistics
 from weakseg.models.registry import BackboneSettings, build_backbone
 
-UNLABELLED = 254
-"""The value of pixels that have no label but take part."""
 BIAS_FACTOR = 2
 """Learning rate of biases over that of weights."""
 HEAD_MOMENTUM = 0.1
@@ -84,11 +82,6 @@ class EmbeddingSegmenter(base.Segmenter):
     def logits(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w) at the size of the embeddings."""
         return self.classified(self.embeddings(batch))
-
-
-def labelled(labels: Tensor) -> Tensor:
-    """A partial label map with unlabelled pixels as void, for a loss that leaves both out."""
-    return labels.masked_fill(labels == UNLABELLED, VOID)
 
 
 # Heads ----------------------------------------------------------------------------------------------------------------
