@@ -99,6 +99,20 @@ class Method(nn.Module, ABC):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
 
+    def start_from(self, other: Method) -> None:
+        """Take over the weights of a trained network: all of them if it is of the same method, those of its backbone
+        otherwise. Whatever does not fit raises `RuntimeError` or `AttributeError`."""
+        if type(self) is type(other):
+            self.load_state_dict(other.state_dict())
+        else:
+            self.get_submodule("backbone").load_state_dict(other.get_submodule("backbone").state_dict())
+
+    @classmethod
+    def prepare_image(cls, settings: Any, item: Item) -> Item:
+        """What is learned from an image (H, W, 3) as it is in its file, and its fields, before a view of it is taken;
+        happens in loading processes."""
+        return item
+
     @classmethod
     def prepare(cls, settings: Any, view: Item) -> Item:
         """What is learned from one random view of an image (3, H, W) and its fields; happens in loading processes."""
@@ -292,7 +306,10 @@ def version_of(method: Kind) -> list[Any]:
     module = sys.modules[method.__module__]
     path = Path(inspect.getfile(module))
     installed = module.__name__.startswith("weakseg.") and "site-packages" in path.parts
-    return [method.version] if installed else [method.version, _digest(path.read_text(encoding="utf-8"))]
+    if installed:
+        return [method.version]
+    sources = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    return [method.version, *(_digest(source.read_text(encoding="utf-8")) for source in sources)]
 
 
 def _word(kind: Kind) -> str:

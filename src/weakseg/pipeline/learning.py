@@ -210,7 +210,8 @@ class Learning(Stage):
             method.fields,
             self.augment,
             context.seed,
-            Prepared(self.method_kind, self.method, self.model),
+            Prepared(self.method_kind, self.method, self.model, whole=False),
+            Prepared(self.method_kind, self.method, self.model, whole=True),
         )
 
     def wrapped(self, images: TrainingImages, context: Context) -> TrainingSet:
@@ -258,10 +259,7 @@ class Learning(Stage):
 
     def _start_from(self, network: Method, other: Method) -> None:
         try:
-            if type(network) is type(other):
-                network.load_state_dict(other.state_dict())
-            else:
-                network.get_submodule("backbone").load_state_dict(other.get_submodule("backbone").state_dict())
+            network.start_from(other)
         except (RuntimeError, AttributeError):
             raise WeaksegError(
                 f'The {self.method} cannot start from the weights of the stage "{self.init_from}", whose network is of '
@@ -328,12 +326,13 @@ def _items(images: TrainingImages) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method makes of a view (`methods.base.Method.prepare`). It is known by its name, since a class from a
-    file must be found anew in another process."""
+    """What a method makes of a view (`methods.base.Method.prepare`) or of a `whole` image (`prepare_image`). It is
+    known by its name, since a class from a file must be found anew in another process."""
 
     kind: type[Method]
     method: str
     model: dict[str, Any]
+    whole: bool
 
     def __call__(self, view: Item) -> Item:
         return self._prepare(view)
@@ -341,7 +340,9 @@ class Prepared:
     @cached_property
     def _prepare(self) -> Callable[[Item], Item]:
         method = find_method(self.kind, self.method)
-        return partial(method.prepare, method.Settings.model_validate(self.model))
+        return partial(
+            method.prepare_image if self.whole else method.prepare, method.Settings.model_validate(self.model)
+        )
 
 
 def stage_readers(context: Context, inputs: Mapping[str, str]) -> list[Reader]:
