@@ -1,0 +1,162 @@
+"""SPML's pseudo-labels: class scores that walk over an image by the similarity of its embedding.
+
+Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957), appendix. With unit embeddings f_i of the cells of an image, 8 pixels apart,
+
+    A_ij = mean over views of exp(5 f_i · f_j - 5),    B = A^20 elementwise,    T_ij = B_ij / Σ_k B_kj,
+    R = S · T^64,
+
+where S are scores of classes in cells: activation maps, or what a classifier says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weakseg.labels import VOID
+from weakseg.methods.spml.clustering import (
+    grid_labels,
+    normalised,
+    numbered,
+    places,
+    prototypes,
+    resize_by_corner,
+    segment_sums,
+    spherical_kmeans,
+)
+from weakseg.methods.spml.inference import Network, Size, padded, resized, scaled_views
+
+CELL = 8
+"""Pixels per cell."""
+STEPS = 64
+EXPONENT = 20
+LEAST_SHARE = 0.15
+BACKGROUND_ALPHA = 6
+
+
+def cells_of(size: Size) -> Size:
+    """The cells (h, w) of an image (H, W), one at least along each axis."""
+    return max(1, size[0] // CELL), max(1, size[1] // CELL)
+
+
+# The walk -------------------------------------------------------------------------------------------------------------
+
+
+def affinity(features: Tensor) -> Tensor:
+    """exp(5 f_i · f_j - 5), (n, n), of features (D, h, w) of any length in n = h · w cells."""
+    unit = normalised(features.flatten(1).T)
+    return (5 * unit @ unit.T - 5).exp()
+
+
+def transition(affinities: Tensor, exponent: float = EXPONENT) -> Tensor:
+    """T (n, n) of affinities A (n, n): columns sum to 1."""
+    powers = affinities**exponent
+    return powers / powers.sum(0)
+
+
+def walk(seed: Tensor, step: Tensor, steps: int = STEPS) -> Tensor:
+    """S · T^steps of a seed S (K, h, w) and T (n, n).
+
+    Multiplies the seed `steps` times or T with itself log₂(steps) times, whichever is less work: rows of zeros stay
+    zero and cost nothing.
+    """
+    cells = seed.flatten(1)
+    rows = cells.any(1)
+    walked = cells.clone()
+    if steps and rows.any():
+        walked[rows] = _walked(cells[rows], step, steps)
+    return walked.reshape(seed.shape)
+
+
+def _walked(rows: Tensor, step: Tensor, steps: int) -> Tensor:
+    squarings = steps.bit_length() - 1
+    if steps != 1 << squarings or len(rows) * steps <= squarings * len(step) + len(rows):
+        for _ in range(steps):
+            rows = rows @ step
+        return rows
+    for _ in range(squarings):
+        step = step @ step
+    return rows @ step
+
+
+# Seeds ----------------------------------------------------------------------------------------------------------------
+
+
+def activation_seed(maps: Tensor, labels: Sequence[int], count: int, cells: Size) -> Tensor:
+    """The seed (count, *cells) of activation maps (K, h, w) in 0 … 1 of `labels` 1 … count - 1 (step A).
+
+    The background, row 0, has (1 - largest activation)^6.
+    """
+    seed = maps.new_zeros(count, *maps.shape[1:])
+    seed[list(labels)] = maps
+    seed[0] = (1 - maps.amax(0)) ** BACKGROUND_ALPHA if len(maps) else 1
+    return resized(seed[None], cells)[0]
+
+
+def present_seed(scores: Tensor, present: Collection[int]) -> Tensor:
+    """Scores (K, h, w) of classes, each over its largest, with 0 for classes that are not `present` (steps C, D, E)."""
+    seed = torch.zeros_like(scores)
+    kept = sorted(present)
+    seed[kept] = scores[kept] / scores[kept].amax((1, 2), keepdim=True).clamp(min=1e-12)
+    return seed
+
+
+def propagated_scores(
+    embedding: Tensor, labels: Tensor, regions: Tensor, count: int, grid: Size, full: Size, iterations: int = 10
+) -> Tensor:
+    """Scores (count, h, w) that points give by similarity (step E).
+
+    `embedding` (D, h, w) is the part of an image of a map `full` (height, width), padded at its right and bottom, whose
+    places the clusters see. Clusters are cut where `labels` and `regions` (h, w) change; a segment has the label of the
+    most similar one with a label below `count`, itself if it has one.
+    """
+    height, width = (int(side) for side in embedding.shape[1:])
+    unit = normalised(embedding.permute(1, 2, 0))
+    located = places(full, embedding.device).to(unit)[:height, :width]
+    present, start = grid_labels(grid, full, embedding.device).unique(return_inverse=True)
+    vectors = normalised(torch.cat([unit, located], dim=-1)).flatten(0, 1)
+    cluster = spherical_kmeans(vectors, start[:height, :width].flatten(), len(present), iterations)
+    segment, kinds = numbered(cluster, labels.flatten().long(), regions.flatten().long())
+    vector, label = prototypes(unit.flatten(0, 1), segment, len(kinds)), kinds[:, 1]
+    known = label < count
+    if not known.any():
+        return embedding.new_zeros(count, height, width)
+    taken = label[known][(vector @ vector[known].T).argmax(1)]
+    taken = torch.where(known, label, taken)
+    shares = normalised(torch.nn.functional.one_hot(taken, count).to(unit))
+    return shares[segment].reshape(height, width, count).permute(2, 0, 1)
+
+
+def shown(labels: Tensor | npt.NDArray[np.uint8], count: int) -> set[int]:
+    """The classes in a partial label map, with the background, whether it has some or not."""
+    return {0, *(int(label) for label in np.unique(np.asarray(labels)) if label < count)}
+
+
+# Whole images ---------------------------------------------------------------------------------------------------------
+
+
+def view_features(embeddings: Network, view: Tensor, crop: Size, *, mirrored: bool) -> Tensor:
+    """Embeddings (D, H, W) of a normalised view (3, H, W) as a whole, padded to `crop` at least, mirrored back."""
+    image = padded(view, crop)
+    whole = resized(embeddings(image[None]), (int(image.shape[1]), int(image.shape[2])))[0]
+    cut = whole[:, : view.shape[1], : view.shape[2]]
+    return cut.flip(2) if mirrored else cut
+
+
+def image_affinity(features: Sequence[Tensor], cells: Size) -> Tensor:
+    """A (n, n) of features (D, any, any) of the views of an image, as they are brought to its cells."""
+    views = [affinity(resized(view[None], cells)[0]) for view in features]
+    return torch.stack(views).mean(0)
+
+
+def relabelled(shares: Tensor, present: Collection[int]) -> Tensor:
+    """Shares (K, H, W) of retrieved labels (step B): those of `present` classes over their largest, but not over less
+    than 0.15. Other classes stay as they are."""
+    kept = sorted(present)
+    result = shares.clone()
+    result[kept] = shares[kept] / shares[kept].amax((1, 2), keepdim=True).clamp(min=LEAST_SHARE)
+    return result
