@@ -16,19 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from weakseg.labels import VOID
-from weakseg.methods.spml.clustering import (
-    grid_labels,
-    normalised,
-    numbered,
-    places,
-    prototypes,
-    resize_by_corner,
-    segment_sums,
-    spherical_kmeans,
-)
-from weakseg.methods.spml.inference import Network, Size, padded, resized, scaled_views
+from weakseg.methods.spml.clustering import normalised, numbered, prototypes, segment_sums
+from weakseg.methods.spml.inference import Network, Size, padded, resized
+from weakseg.methods.spml.retrieval import image_clusters
 
 CELL = 8
 """Pixels per cell."""
@@ -106,28 +98,24 @@ def present_seed(scores: Tensor, present: Collection[int]) -> Tensor:
 
 
 def propagated_scores(
-    embedding: Tensor, labels: Tensor, regions: Tensor, count: int, grid: Size, full: Size, iterations: int = 10
+    embedding: Tensor, labels: Tensor, regions: Tensor, count: int, grid: Size, iterations: int = 10
 ) -> Tensor:
     """Scores (count, h, w) that points give by similarity (step E).
 
-    `embedding` (D, h, w) is the part of an image of a map `full` (height, width), padded at its right and bottom, whose
-    places the clusters see. Clusters are cut where `labels` and `regions` (h, w) change; a segment has the label of the
-    most similar one with a label below `count`, itself if it has one.
+    Clusters of the `embedding` (D, h, w) are cut where `labels` and `regions` (h, w) change. Each pixel votes for the
+    label of the most similar segment that has a label below `count`; a segment's scores are the shares of the votes.
     """
     height, width = (int(side) for side in embedding.shape[1:])
     unit = normalised(embedding.permute(1, 2, 0))
-    located = places(full, embedding.device).to(unit)[:height, :width]
-    present, start = grid_labels(grid, full, embedding.device).unique(return_inverse=True)
-    vectors = normalised(torch.cat([unit, located], dim=-1)).flatten(0, 1)
-    cluster = spherical_kmeans(vectors, start[:height, :width].flatten(), len(present), iterations)
+    cluster = image_clusters(embedding, grid, iterations).flatten()
     segment, kinds = numbered(cluster, labels.flatten().long(), regions.flatten().long())
-    vector, label = prototypes(unit.flatten(0, 1), segment, len(kinds)), kinds[:, 1]
+    pixels, label = unit.flatten(0, 1), kinds[:, 1]
     known = label < count
     if not known.any():
         return embedding.new_zeros(count, height, width)
-    taken = label[known][(vector @ vector[known].T).argmax(1)]
-    taken = torch.where(known, label, taken)
-    shares = normalised(torch.nn.functional.one_hot(taken, count).to(unit))
+    similar = (pixels @ prototypes(pixels, segment, len(kinds))[known].T).argmax(1)
+    votes = segment_sums(F.one_hot(label[known][similar], count).to(unit), segment, len(kinds))
+    shares = votes / votes.sum(1, keepdim=True)
     return shares[segment].reshape(height, width, count).permute(2, 0, 1)
 
 
