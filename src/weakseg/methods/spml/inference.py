@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weakseg.methods.spml.clustering import normalised
+from weakseg.ops.activation import normalised_pixels
 
 Size = tuple[int, int]
 Network = Callable[[Tensor], Tensor]
@@ -18,7 +19,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 class Windows(NamedTuple):
-    """Sizes (height, width) of sliding windows and of their steps."""
+    """Sizes (height, width) of sliding windows and of their steps; the whole image where a side is 0."""
 
     crop: Size
     stride: Size
@@ -47,13 +48,15 @@ def padded(image: Tensor, crop: Size) -> Tensor:
 
 def window_ends(side: int, crop: int, stride: int) -> list[int]:
     """Where windows end along an axis of `side` pixels, at least `crop`."""
-    count = -(-(side - crop) // stride) + 1
+    count = -(-(side - crop) // stride) + 1 if side > crop else 1
     return np.linspace(crop, side, count).astype(int).tolist()
 
 
 def windowed(network: Network, image: Tensor, windows: Windows) -> Tensor:
     """The mean over all windows of what a network says of a normalised image (3, H, W), padded to a window at least:
     (K, max(H, crop), max(W, crop))."""
+    if not all(windows.crop):
+        return network(image[None])[0]
     image = padded(image, windows.crop)
     (height, width), (rows, columns) = windows.crop, windows.stride
     ends = [
@@ -101,3 +104,22 @@ def over_scales(
         found.append(maps.flip(2) if mirrored else maps)
         found[-1] = resized(found[-1][None], size)[0]
     return torch.stack(found).mean(0)
+
+
+def mean_over_views(
+    scores: Callable[[Tensor], Tensor],
+    pictures: Sequence[Tensor],
+    size: Size,
+    device: torch.device,
+    *,
+    mirror: bool,
+) -> Tensor:
+    """The mean (K, H, W) of the softmax of `scores` (K, h, w), resized to `size`, over `pictures` of one image, uint8
+    (3, h, w), and their mirror images."""
+    total, count = torch.zeros((), device=device), 0
+    for picture in pictures:
+        image = normalised_pixels(picture.to(device)[None])[0]
+        for turned in (True, False) if mirror else (False,):
+            found = resized(scores(image.flip(2) if turned else image)[None], size)[0].softmax(0)
+            total, count = total + (found.flip(2) if turned else found), count + 1
+    return total / count

@@ -11,16 +11,19 @@ where S are scores of classes in cells: activation maps, or what a classifier sa
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from weakseg.methods.spml.clustering import normalised, numbered, prototypes, segment_sums
 from weakseg.methods.spml.inference import Network, Size, padded, resized
 from weakseg.methods.spml.retrieval import image_clusters
+from weakseg.settings import Settings
 
 CELL = 8
 """Pixels per cell."""
@@ -124,23 +127,6 @@ def shown(labels: Tensor | npt.NDArray[np.uint8], count: int) -> set[int]:
     return {0, *(int(label) for label in np.unique(np.asarray(labels)) if label < count)}
 
 
-# Whole images ---------------------------------------------------------------------------------------------------------
-
-
-def view_features(embeddings: Network, view: Tensor, crop: Size, *, mirrored: bool) -> Tensor:
-    """Embeddings (D, H, W) of a normalised view (3, H, W) as a whole, padded to `crop` at least, mirrored back."""
-    image = padded(view, crop)
-    whole = resized(embeddings(image[None]), (int(image.shape[1]), int(image.shape[2])))[0]
-    cut = whole[:, : view.shape[1], : view.shape[2]]
-    return cut.flip(2) if mirrored else cut
-
-
-def image_affinity(features: Sequence[Tensor], cells: Size) -> Tensor:
-    """A (n, n) of features (D, any, any) of the views of an image, as they are brought to its cells."""
-    views = [affinity(resized(view[None], cells)[0]) for view in features]
-    return torch.stack(views).mean(0)
-
-
 def relabelled(shares: Tensor, present: Collection[int]) -> Tensor:
     """Shares (K, H, W) of retrieved labels (step B): those of `present` classes over their largest, but not over less
     than 0.15. Other classes stay as they are."""
@@ -148,3 +134,53 @@ def relabelled(shares: Tensor, present: Collection[int]) -> Tensor:
     result = shares.clone()
     result[kept] = shares[kept] / shares[kept].amax((1, 2), keepdim=True).clamp(min=LEAST_SHARE)
     return result
+
+
+# Whole images ---------------------------------------------------------------------------------------------------------
+
+
+class SpreadOptions(Settings):
+    """Defaults are those for boxes, scribbles and points (step D)."""
+
+    seed: Literal["classifier", "activations", "points"] = Field(
+        default="classifier",
+        description="what walks: the classifier's probabilities, activation maps (from tags), or what labelled segments "
+        "say of similar pixels (which needs regions)",
+    )
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
+    mirror: bool = Field(default=True, description="use the mirror image, too")
+    average: Literal["probabilities", "scores"] = Field(
+        default="probabilities", description="of which the classifier's mean over views is taken"
+    )
+    steps: int = Field(default=64, ge=0, description="of the walk")
+    grid: tuple[PositiveInt, PositiveInt] = Field(
+        default=(24, 24), description="points: rows and columns that k-means starts from"
+    )
+
+
+def view_features(network: Network, view: Tensor, crop: Size, *, mirrored: bool) -> Tensor:
+    """What a network says of the pixels (D, H, W) of a normalised view (3, H, W), which it sees as a whole, padded to
+    `crop` at least; mirrored back."""
+    image = padded(view, crop)
+    whole = resized(network(image[None]), (int(image.shape[1]), int(image.shape[2])))[0]
+    cut = whole[:, : view.shape[1], : view.shape[2]]
+    return cut.flip(2) if mirrored else cut
+
+
+def image_affinity(features: Sequence[Tensor], cells: Size) -> Tensor:
+    """A (n, n) of features (D, any, any) of the views of an image, as they are brought to its cells."""
+    return torch.stack([affinity(resized(view[None], cells)[0]) for view in features]).mean(0)
+
+
+def classifier_scores(logits: Sequence[Tensor], cells: Size, average: str) -> Tensor:
+    """Probabilities (K, h, w) in cells, from the logits (K, any, any) of the views of an image."""
+    at_cells = torch.stack([resized(view[None], cells)[0] for view in logits])
+    return at_cells.softmax(1).mean(0) if average == "probabilities" else at_cells.mean(0).softmax(0)
+
+
+def halved_features(embeddings: Network, image: Tensor, crop: Size) -> Tensor:
+    """Embeddings (D, H // 2, W // 2) of a normalised image (3, H, W), padded to `crop` at least (step E)."""
+    whole = padded(image, crop)
+    full = resized(embeddings(whole[None]), (int(whole.shape[1]), int(whole.shape[2])))
+    half = resized(full, (max(1, whole.shape[1] // 2), max(1, whole.shape[2] // 2)))[0]
+    return half[:, : max(1, image.shape[1] // 2), : max(1, image.shape[2] // 2)]

@@ -10,13 +10,31 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from weakseg.methods.spml.clustering import grid_labels, normalised, numbered, places, prototypes, spherical_kmeans
+from weakseg.settings import Settings
 
 CHUNK = 1 << 21
 """So many similarities of segments and memory are held at once."""
+
+
+class RetrievalOptions(Settings):
+    """Defaults are the paper's for the pseudo-labels of tags (step B)."""
+
+    scales: tuple[float, ...] = Field(
+        default=(0.5, 1.0, 1.5, 2.0), min_length=1, description="sizes of the image that is labelled, 1 is its own"
+    )
+    mirror: bool = Field(default=True, description="use the mirror image, too")
+    memory_scales: tuple[float, ...] = Field(
+        default=(0.5, 1.0, 1.5), min_length=1, description="sizes of the images that are remembered"
+    )
+    grid: tuple[PositiveInt, PositiveInt] = Field(
+        default=(12, 12), description="rows and columns that k-means starts from"
+    )
+    neighbours: PositiveInt = Field(default=20, description="segments whose labels are taken")
 
 
 class LabelledSegments(NamedTuple):
@@ -83,8 +101,8 @@ def nearest(queries: Tensor, memory: Tensor, k: int = 20) -> Tensor:
     size = max(k, CHUNK // max(len(queries), 1))
     for first in range(0, len(memory), size):
         part = queries @ memory[first : first + size].T
-        values, places_ = part.topk(min(k, part.shape[1]), dim=1)
-        best, index = torch.cat([best, values], dim=1), torch.cat([index, places_ + first], dim=1)
+        values, place = part.topk(min(k, part.shape[1]), dim=1)
+        best, index = torch.cat([best, values], dim=1), torch.cat([index, place + first], dim=1)
         best, chosen = best.topk(min(k, best.shape[1]), dim=1)
         index = index.gather(1, chosen)
     return index
