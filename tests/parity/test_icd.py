@@ -34,10 +34,10 @@ from weakseg.methods.icd import (
     warmup_weight,
 )
 from weakseg.methods.icd_saliency import ICDSaliencySeeds
-from weakseg.models.caffe_input import GREY, GreyInput
+from weakseg.models.caffe_input import GreyInput
 from weakseg.models.mxnet import read_mxnet
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, normalise_image, normalise_maps
+from weakseg.ops.activation import GREY, ActivationMaps, Views, multi_scale_maps, normalise_image, normalise_maps
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import ImageField

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
@@ -18,6 +21,7 @@ from weakseg.methods.cam import CAM
 from weakseg.methods.deeplab import DeepLab
 from weakseg.methods.store import Model, save_model
 from weakseg.models.registry import BackboneSettings
+from weakseg.ops.fields import GEOMETRY, Batch, ImageField
 from weakseg.pipeline.inference import Inference, predict
 from weakseg.pipeline.predict import find_model, image_files, predict_files
 from weakseg.pipeline.recipe import load_recipe
@@ -139,6 +143,24 @@ def test_with_mirroring_the_mirrored_image_gives_the_mirrored_scores(image: np.n
 
     assert difference(mirror=True) < 1e-5
     assert difference(mirror=False) > 1e-3
+
+
+def test_a_network_is_told_how_an_image_lies_in_its_view(image: np.ndarray) -> None:
+    class Telling(DeepLab):
+        fields: ClassVar[Mapping[str, ImageField]] = {**DeepLab.fields, "view": GEOMETRY}
+
+        def logits(self, batch: Batch) -> Tensor:
+            told.append(batch["view"])
+            return super().logits(batch)
+
+    told: list[Tensor] = []
+    model = new_model("segmenter")
+    network = Telling(model.network.settings, 2).eval()
+    network.load_state_dict(model.network.state_dict())
+    inference = Inference(mirror=True)
+    found = predict(replace(model, network=network), image, inference, CPU)
+    np.testing.assert_array_equal(found.scores, predict(model, image, inference, CPU).scores)
+    assert torch.cat(told).tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
 
 
 def test_a_localiser_predicts_only_the_classes_that_it_finds(image: np.ndarray) -> None:

@@ -3,7 +3,7 @@ nothing depends on workers, processes, or on whether the run was interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -184,6 +184,15 @@ class ReadFolder:
     def path(self, sample: Sample) -> Path:
         """Where the file of a sample lies."""
         return self.folder / f"{sample.name}.png"
+
+
+def folder_readers(fields: Mapping[str, ImageField], root: Path, besides: Container[str]) -> list[ReadFolder]:
+    """What reads those of `fields` that lie in folders below `root`, `besides` some by name."""
+    return [
+        ReadFolder(name, field, root / field.folder)
+        for name, field in fields.items()
+        if field.folder is not None and name not in besides
+    ]
 
 
 def generator(seed: int, draw: Draw, stream: int = 1) -> np.random.Generator:

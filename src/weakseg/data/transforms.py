@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_
 
 from weakseg.data.opencv import scale_cubic, scale_linear, scale_nearest, shift_hsv
 from weakseg.labels import VOID
-from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
+from weakseg.ops.activation import GREY, IMAGENET_MEAN, IMAGENET_STD
 from weakseg.ops.fields import ImageField
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
@@ -44,7 +44,6 @@ FloatImage: TypeAlias = npt.NDArray[np.float32]
 # (x / 255 - mean) / std as one scale and one shift per channel.
 _SCALE = (1 / (255 * IMAGENET_STD))[:, None, None]
 _SHIFT = -(IMAGENET_MEAN / IMAGENET_STD)[:, None, None]
-GREY = 127
 GREY_WEIGHTS = np.array([0.3, 0.59, 0.11], np.float32)
 PADDING: Mapping[str, Any] = {"mean": 0, "black": _SHIFT, "grey": GREY * _SCALE + _SHIFT}
 """The colours outside of an image, normalised."""

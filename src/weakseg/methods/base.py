@@ -113,6 +113,11 @@ class Method(nn.Module, ABC):
         """What is learned from one random view of an image (3, H, W) and its fields; happens in loading processes."""
         return view
 
+    @classmethod
+    def fields_at_inference(cls) -> dict[str, ImageField]:
+        """Those of the `fields` that a trained network reads, too."""
+        return {name: field for name, field in cls.fields.items() if field.at_inference}
+
     def begin_update(self, update: int, updates: int) -> None:
         """Get ready for update `update` (0 … updates - 1): set the weight of a loss that warms up, say."""
 

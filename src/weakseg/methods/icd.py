@@ -31,12 +31,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,12 +44,12 @@ from weakseg import parallel
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.methods import base
-from weakseg.models.caffe_input import GREY
 from weakseg.models.originals import mxnet_vgg16_name
+from weakseg.models.rates import four_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.models.vgg import VGG16
-from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD, ActivationMaps
-from weakseg.ops.crf_parameters import known_parameters
+from weakseg.ops.activation import GREY, IMAGENET_MEAN, IMAGENET_STD, ActivationMaps
+from weakseg.ops.crf_parameters import known_or_none
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import TAGS, ImageField
@@ -251,17 +251,8 @@ class ICD(base.Localiser):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Weights and biases of old layers, and of new ones at `head_lr_factor` times the rate; biases do not decay."""
-        new = {id(parameter) for layer in self.new_layers for parameter in layer.parameters()}
-        members: list[list[nn.Parameter]] = [[], [], [], []]
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                members[2 * (id(parameter) in new) + name.endswith("bias")].append(parameter)
-        return [
-            {"params": members[0], "lr": lr},
-            {"params": members[1], "lr": lr, "weight_decay": 0.0},
-            {"params": members[2], "lr": lr * self.settings.head_lr_factor},
-            {"params": members[3], "lr": lr * self.settings.head_lr_factor, "weight_decay": 0.0},
-        ]
+        factor = self.settings.head_lr_factor
+        return four_groups(self.named_parameters(), self.new_layers, lr, new_factor=factor, bias_factor=1)
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -438,14 +429,11 @@ class ICDSeeds(base.MaskRule):
     class Settings(base.Settings):
         """A pixel is void where the CRF gives no label as much as `least_probability`."""
 
-        crf: str | None = Field(default="icd", description="the name of a set of CRF parameters; null: no CRF")
+        crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+            default="icd", description="the name of a set of CRF parameters; null: no CRF"
+        )
         certainty: float = Field(default=0.5, gt=0, lt=1, description="of a seed, before it is normalised")
         least_probability: float = Field(default=0.1, ge=0, lt=1, description="below it a pixel is void")
-
-        @field_validator("crf")
-        @classmethod
-        def _known(cls, name: str | None) -> str | None:
-            return None if name is None else known_parameters(name, "null")
 
     fields: ClassVar[Mapping[str, ImageField]] = {"cam": ImageField("maps")}
 

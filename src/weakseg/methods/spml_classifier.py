@@ -19,7 +19,8 @@ from torch import Tensor
 
 from weakseg.methods import base
 from weakseg.methods.crossentropy import cross_entropy
-from weakseg.methods.spml.network import EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.models.rates import four_groups
 
 
 class SPMLClassifier(EmbeddingSegmenter):
@@ -63,7 +64,13 @@ class SPMLClassifier(EmbeddingSegmenter):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The weights and the biases of the classifier."""
-        return self.head_groups([self.classifier], lr * self.settings.head_lr_factor)
+        return four_groups(
+            self.classifier.named_parameters(),
+            [self.classifier],
+            lr,
+            new_factor=self.settings.head_lr_factor,
+            bias_factor=BIAS_FACTOR,
+        )[2:]
 
 
 SEGMENTER = SPMLClassifier

@@ -25,6 +25,8 @@ from weakseg.ops.fields import Batch, ImageField, as_seen
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+GREY = 127
+"""Of a uint8 image: what Caffe's networks of the time were given beside an image."""
 EPSILON = 1e-5
 
 PIXELS_AT_ONCE = 1 << 23

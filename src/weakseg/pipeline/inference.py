@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from weakseg.data.transforms import Factor
@@ -17,7 +17,7 @@ from weakseg.errors import WeaksegError
 from weakseg.methods.base import Deciding, Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
-from weakseg.ops.crf_parameters import CRFParameters, known_parameters
+from weakseg.ops.crf_parameters import CRFParameters, known_or_none
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.otsu import histogram, otsu
@@ -37,25 +37,17 @@ PRESENT = 0.5
 """A class is predicted where the classifier gives it at least this probability."""
 
 
-def known_crf(name: str | None) -> str | None:
-    """Validate the name of a set of CRF parameters, or None for no CRF."""
-    return None if name is None else known_parameters(name, "null")
-
-
 class Inference(Settings):
     """How a network is applied: at several scales and mirrored, then dense CRF; a localiser with a threshold."""
 
     scales: tuple[Factor, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=False, description="use the mirror image, too")
-    crf: str | None = Field(default=None, description="the name of a set of CRF parameters; null: no CRF")
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default=None, description="the name of a set of CRF parameters; null: no CRF"
+    )
     threshold: Threshold | Literal["adaptive"] = Field(
         default="adaptive", description="the background's score, for localisers; adaptive: found in each image's maps"
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
 
 
 @dataclass(frozen=True)
@@ -81,15 +73,16 @@ def predict(
     their labels are given as `present`, and then where, by its activation maps against `inference.threshold`.
     """
     require_images_only(model)
-    views = Views.of([image], inference.scales, device)
+    fields = model.network.fields_at_inference()
+    views = Views.of([image], inference.scales, device, fields)
     ((scores, labels),) = _scores(model, [image], views, inference, device, [present])
     return decide(image, scores.cpu().numpy(), labels, inference.crf, device)
 
 
 def require_images_only(model: Model) -> None:
     """Raise `WeaksegError` for a network that reads more at inference than images, which files alone do not give."""
-    fields = model.network.fields.items()
-    more = [name for name, field in fields if field.at_inference and field.follows != "geometry"]
+    fields = model.network.fields_at_inference().items()
+    more = [name for name, field in fields if field.follows != "geometry"]
     if more:
         raise WeaksegError(
             f"The {model.kind} {model.method} reads {', '.join(more)} beside each image, so it works inside of a run "
@@ -109,7 +102,7 @@ def predict_batches(
     """`predict` for many images with the fields that the network reads at inference, in batches of one size; yields
     once for each that is written. Threads `read` ahead of the network and decide and `write` behind it. A key that
     `read` gives None for is left out. `present` are the labels of the classes in an image, where they are known."""
-    fields = {name: field for name, field in model.network.fields.items() if field.at_inference}
+    fields = model.network.fields_at_inference()
 
     def prepare(batch: Sequence[T]) -> tuple[list[tuple[T, Item]], Views | None]:
         found = [(key, item) for key in batch if (item := read(key)) is not None]

@@ -14,8 +14,16 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import file_stamp
-from weakseg.data.loading import Reader, ReadFolder, ReadMarks, ReadTags, TrainingImages, balanced_subset, read_fields
+from weakseg.data.loading import (
+    Reader,
+    ReadFolder,
+    ReadMarks,
+    ReadTags,
+    TrainingImages,
+    balanced_subset,
+    folder_readers,
+    read_fields,
+)
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Concluding, Item, Method, absolute, find_method, version_of
@@ -110,8 +118,8 @@ class Learning(Stage):
 
     def dependencies(self, context: Context) -> list[str]:
         samples, method = self.samples(context), self.method_class()
-        weights = Path(str(self.model.get("backbone", {}).get("weights"))).expanduser()
-        found = [str(context.seed), file_stamp(weights) if weights.is_file() else "", stamps.images(samples)]
+        weights = stamps.weights(self.model.get("backbone", {}).get("weights"))
+        found = [str(context.seed), weights, stamps.images(samples)]
         if any(name in OF_SAMPLES for name in self._read_fields(method)):
             found.append(stamps.weak_labels(samples))
         found += (stamps.files(map(reader.path, samples)) for reader in self._folder_readers(context, method))
@@ -120,9 +128,8 @@ class Learning(Stage):
     def prepare(self, context: Context) -> None:
         network = self.network(context)
         if self.init_from is not None:
-            other = context.stages[self.init_from]
-            assert isinstance(other, Learning)
-            self._start_from(network, other.network(context, load_weights=False))
+            other = trained(context, self.init_from).network(context, load_weights=False)
+            self._start_from(network, other)
 
     def run(self, context: Context, folder: Path) -> None:
         images = self.training_images(context, folder)
@@ -177,8 +184,14 @@ class Learning(Stage):
     def at_inference(self, context: Context) -> tuple[dict[str, ImageField], list[Reader]]:
         """The fields that the network reads at inference, and what reads them of a sample."""
         method = self.method_class()
-        fields = {name: field for name, field in method.fields.items() if field.at_inference}
+        fields = method.fields_at_inference()
         return fields, self._readers(context, method, fields)
+
+    def stamps_at_inference(self, context: Context) -> list[str]:
+        """Change with the files that the network reads at inference beside the images."""
+        _, readers = self.at_inference(context)
+        samples = context.weakly_labelled()
+        return [stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)]
 
     def network(self, context: Context, *, load_weights: bool = True) -> Method:
         """The method's network, with the weights that it starts from."""
@@ -196,11 +209,8 @@ class Learning(Stage):
     def _readers(
         self, context: Context, method: type[Method], names: Sequence[str] | Mapping[str, Any]
     ) -> list[Reader]:
-        readers: list[Reader] = [
-            ReadArrays(name, type(context.stages[stage]), context.folder(stage))
-            for name, stage in self.inputs.items()
-            if name in names
-        ]
+        made = {name: stage for name, stage in self.inputs.items() if name in names}
+        readers = stage_readers(context, made)
         free = [name for name in names if name not in self.inputs]
         if "tags" in free:
             readers.append(ReadTags(len(context.dataset.classes)))
@@ -209,12 +219,7 @@ class Learning(Stage):
         return [*readers, *(reader for reader in self._folder_readers(context, method) if reader.name in free)]
 
     def _folder_readers(self, context: Context, method: type[Method]) -> list[ReadFolder]:
-        root = context.dataset.folder
-        return [
-            ReadFolder(name, field, root / field.folder)
-            for name, field in method.fields.items()
-            if field.folder is not None and name not in (*self.inputs, *self.given())
-        ]
+        return folder_readers(method.fields, context.dataset.folder, (*self.inputs, *self.given()))
 
     def _start_from(self, network: Method, other: Method) -> None:
         try:
@@ -257,6 +262,18 @@ class Prepared:
         return partial(
             method.prepare_image if self.whole else method.prepare, method.Settings.model_validate(self.model)
         )
+
+
+def stage_readers(context: Context, inputs: Mapping[str, str]) -> list[Reader]:
+    """What reads the fields that other stages make: name → stage."""
+    return [ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in inputs.items()]
+
+
+def trained(context: Context, stage: str) -> Learning:
+    """The stage that trains a network, by its name."""
+    learning = context.stages[stage]
+    assert isinstance(learning, Learning)
+    return learning
 
 
 @dataclass(frozen=True)

@@ -132,10 +132,8 @@ def read_yaml(path: Any) -> Values:
 
 def change_of(override: str) -> tuple[str, str, str]:
     """What `seam:cam.train.epochs=2` changes: the recipe ("" for any), the first key, and the change itself."""
-    path, separator, _ = override.partition("=")
+    path, _ = _parted(override)
     scope, _, key = path.rpartition(":")
-    if not separator or not key:
-        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
     return scope, key.partition(".")[0], override.removeprefix(f"{scope}:") if scope else override
 
 
@@ -229,9 +227,7 @@ def _repeated(rounds: Rounds, stages: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def _apply(values: Values, override: str) -> bool:
     """Change the values as `override` says; False where they have no such stage or setting (yet)."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
+    path, text = _parted(override)
     keys = path.split(".")
     if keys[0] in (values.get("stages") or {}):
         keys.insert(0, "stages")
@@ -248,6 +244,14 @@ def _apply(values: Values, override: str) -> bool:
         group = group[key]
     group[keys[-1]] = value
     return True
+
+
+def _parted(override: str) -> tuple[str, str]:
+    """The key of a change, with the recipe that it is for, and the text of its value."""
+    path, separator, text = override.partition("=")
+    if not separator or not path.rpartition(":")[2]:
+        raise WeaksegError(f'--set {override}: write it as key=value, such as "cam.train.epochs=2".')
+    return path, text
 
 
 def _heads() -> list[str]:

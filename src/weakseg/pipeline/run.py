@@ -34,6 +34,7 @@ from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.partial import Partial
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
@@ -401,8 +402,12 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
     )
     correcting = [name for name, stage in recipe.stages.items() if _learns_from_corrections(stage)]
     corrected = f"{', '.join(correcting)}: learned from, in place of pseudo-masks" if correcting else "not used"
-    return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
+    uses = {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
             "masks": masks, "corrected masks": corrected}  # fmt: skip
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Partial):
+            uses |= dict.fromkeys(stage.kinds, f"{name}: they label pixels")
+    return uses
 
 
 def _learns_from_corrections(stage: Stage) -> bool:
@@ -420,8 +425,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "splits": _split_names(recipe.data),
         "images": {part: len(samples) for part, samples in parts.items()},
         "images_with_class": {
-            part: [sum(label in sample.labels.present() for sample in samples) for label in range(1, len(classes) + 1)]
-            for part, samples in parts.items()
+            part: images_with_both(samples, len(classes)).diagonal().tolist() for part, samples in parts.items()
         },
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},

@@ -48,7 +48,8 @@ from weakseg.methods.crossentropy import cross_entropy
 from weakseg.methods.spml.clustering import Segments, local_features, resize_by_corner, segments
 from weakseg.methods.spml.losses import contrastive_loss, propagated_labels, shared
 from weakseg.methods.spml.memory import Memory, Prototypes, joined
-from weakseg.methods.spml.network import UNLABELLED, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.methods.spml.network import BIAS_FACTOR, UNLABELLED, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.models.rates import four_groups
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.fields import LABELS, TAGS, ImageField
 
@@ -250,13 +251,11 @@ class SPML(EmbeddingSegmenter):
         self.memory.load(state, next(self.parameters()).device)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Weights and biases of the backbone, the head and the classifier, in this order."""
-        new = lr * self.settings.head_lr_factor
-        return [
-            *self.head_groups([self.backbone], lr),
-            *self.head_groups([self.head], new),
-            *self.head_groups([self.classifier], new),
-        ]
+        """Weights and biases of the backbone, then of head and classifier, those of normalisations among them."""
+        new = [self.head, self.classifier]
+        return four_groups(
+            self.named_parameters(), new, lr, new_factor=self.settings.head_lr_factor, bias_factor=BIAS_FACTOR
+        )
 
 
 # Published checkpoints ------------------------------------------------------------------------------------------------

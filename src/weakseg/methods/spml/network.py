@@ -56,6 +56,8 @@ from weakseg.ops.activation import ActivationMaps, Views, normalise_image
 
 UNLABELLED = 254
 """The value of pixels that have no label but take part."""
+BIAS_FACTOR = 2
+"""Learning rate of biases over that of weights."""
 HEAD_MOMENTUM = 0.1
 BACKBONE_MOMENTUM = 3e-4
 PYRAMID_SIDES = (1, 2, 3, 6)
@@ -232,12 +234,6 @@ class EmbeddingSegmenter(base.Segmenter):
 
     def _embedded(self, images: Tensor) -> Tensor:
         return self.embeddings({"image": images})
-
-    def head_groups(self, modules: list[nn.Module], lr: float) -> list[dict[str, Any]]:
-        """Weights and biases, convolutions' and normalisations' alike; biases learn twice as fast and do not decay."""
-        named = [item for module in modules for item in module.named_parameters() if item[1].requires_grad]
-        weights, biases = ([p for name, p in named if name.endswith(kind)] for kind in ("weight", "bias"))
-        return [{"params": weights, "lr": lr}, {"params": biases, "lr": 2 * lr, "weight_decay": 0.0}]
 
 
 def labelled(labels: Tensor) -> Tensor:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map, write_label_map
-from weakseg.data.loading import Reader, ReadFolder, read_fields
+from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_or_none
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
@@ -31,10 +31,9 @@ from weakseg.pipeline.inference import (
     adaptive_threshold,
     against_background,
     decide,
-    known_crf,
     own_threshold,
 )
-from weakseg.pipeline.learning import ReadArrays
+from weakseg.pipeline.learning import stage_readers
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
@@ -70,7 +69,9 @@ class Masks(Stage):
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
-    crf: str | None = Field(default="affinitynet", description="the name of a set of CRF parameters; null: no CRF")
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default="affinitynet", description="the name of a set of CRF parameters; null: no CRF"
+    )
     crf_keeps: float | None = Field(
         default=None,
         gt=0,
@@ -82,11 +83,6 @@ class Masks(Stage):
     inputs: Annotated[dict[str, str], Reads()] = Field(
         default_factory=dict, description="fields that a method's rule reads: name → stage that makes them"
     )
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
 
     def checked(self, where: str) -> Self:
         if self.rule in RULES:
@@ -166,10 +162,7 @@ class Masks(Stage):
         """What the rule of a method says."""
         method, source = find_method(MaskRule, self.rule), context.folder(self.maps)
         rule, count = method(method.Settings.model_validate(self.options)), len(context.dataset.classes)
-        readers: list[Reader] = [
-            ReadArrays(name, type(context.stages[stage]), context.folder(stage)) for name, stage in self.inputs.items()
-        ]
-        readers += self._folders(context)
+        readers: list[Reader] = [*stage_readers(context, self.inputs), *self._folders(context)]
         self._write_curve(context, source, folder)
 
         def decide_mask(sample: Sample) -> LabelArray:
@@ -179,13 +172,7 @@ class Masks(Stage):
         return decide_mask
 
     def _folders(self, context: Context) -> list[ReadFolder]:
-        fields = find_method(MaskRule, self.rule).fields.items()
-        root = context.dataset.folder
-        return [
-            ReadFolder(name, field, root / field.folder)
-            for name, field in fields
-            if field.folder is not None and name not in self.inputs
-        ]
+        return folder_readers(find_method(MaskRule, self.rule).fields, context.dataset.folder, self.inputs)
 
     def _threshold(self, context: Context, source: Path, folder: Path) -> float | Literal["adaptive"] | None:
         """The threshold to use, None for maps with a background; the curve is measured where there are masks."""

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from weakseg.report.markup import Markup
 
 CROPS_PER_CLASS = 24
-PASTED_IMAGES, PASTED_PER_ROW = 12, 4
-"""How much the report shows."""
+"""How many the report shows."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

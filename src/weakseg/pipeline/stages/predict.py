@@ -13,13 +13,13 @@ from pydantic import Field
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map, write_label_map
-from weakseg.data.loading import ReadFolder, read_fields
+from weakseg.data.loading import read_fields
 from weakseg.methods.base import Item
 from weakseg.methods.store import load_model, make_ready
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Batch, Context, complete_batches
 from weakseg.pipeline.inference import Inference, Prediction, predict_batches
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 
@@ -36,12 +36,8 @@ class Predict(Stage):
     inference: Inference = Field(default=Inference(), description="how the segmenter is applied")
 
     def dependencies(self, context: Context) -> list[str]:
-        samples = context.weakly_labelled()
-        _, readers = trained(context, self.segmenter).at_inference(context)
-        return [
-            stamps.images(samples),
-            *(stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)),
-        ]
+        files = trained(context, self.segmenter).stamps_at_inference(context)
+        return [stamps.images(context.weakly_labelled()), *files]
 
     def run(self, context: Context, folder: Path) -> None:
         path = partial(mask_path, folder)
@@ -50,13 +46,6 @@ class Predict(Stage):
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         return read_label_map(mask_path(folder, sample))
-
-
-def trained(context: Context, stage: str) -> Learning:
-    """The stage that trains a network, by its name."""
-    learning = context.stages[stage]
-    assert isinstance(learning, Learning)
-    return learning
 
 
 def predict_samples(

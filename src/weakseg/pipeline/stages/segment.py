@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.corrections import require_corrections
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map
 from weakseg.data.loading import Reader
 from weakseg.errors import WeaksegError
+from weakseg.labels import UNLABELLED, VOID
 from weakseg.methods.base import Method, Segmenter
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.learning import Learning
-from weakseg.pipeline.stage import Reads
-from weakseg.pipeline.stages.masks import mask_path
+from weakseg.pipeline.stage import Reads, Stage
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -39,9 +39,10 @@ class Segment(Learning):
     leaves: ClassVar[str] = "segmenter"
     kind: Literal["segment"] = "segment"
     method_kind: ClassVar[type[Method]] = Segmenter
-    masks: Annotated[str | None, Reads("masks")] = Field(
+    masks: Annotated[str | None, Reads("masks", "partial")] = Field(
         default=None,
-        description="a stage of pseudo-masks, or null for the ground truth of the training split (full supervision)",
+        description="a stage of pseudo-masks or partial label maps, or null for the ground truth of the training split "
+        "(full supervision)",
     )
     inference: Inference = Field(
         default=Inference(),
@@ -61,7 +62,10 @@ class Segment(Learning):
     def own_readers(self, context: Context, folder: Path) -> list[Reader]:
         if not self.given():
             return []
-        return [ReadLabels(None if self.masks is None else context.folder(self.masks))]
+        if self.masks is None:
+            return [ReadTruth()]
+        partial = self.method_class().fields["labels"].partial
+        return [ReadLabels(type(context.stages[self.masks]), context.folder(self.masks), partial)]
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
@@ -117,18 +121,29 @@ def _part(run: RunFolder, name: str) -> Iterator[Markup]:
 
 
 @dataclass(frozen=True)
-class ReadLabels:
-    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one;
-    without a folder the sample's ground truth."""
-
-    folder: Path | None
+class ReadTruth:
+    """`labels`: the ground truth of a sample."""
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
-        if self.folder is None:
-            return {"labels": ground_truth(sample)}
+        return {"labels": ground_truth(sample)}
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one.
+    Unlabelled pixels are void unless the method tells them apart, which is what `partial` says."""
+
+    stage: type[Stage]
+    folder: Path
+    partial: bool
+
+    def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         if sample.corrected is not None:
             return {"labels": sample.corrected.read()}
-        return {"labels": read_label_map(mask_path(self.folder, sample))}
+        labels = self.stage.array_of(self.folder, sample)
+        if self.stage.leaves == "partial" and not self.partial:
+            labels = np.where(labels == UNLABELLED, np.uint8(VOID), labels)
+        return {"labels": labels}
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
 from weakseg.settings import changed, validate
@@ -77,8 +77,7 @@ class ByRefiner(Stage):
         return [stamps.images(context.weakly_labelled())]
 
     def prepare(self, context: Context) -> None:
-        stage = context.stages[self.refiner]
-        assert isinstance(stage, Learning)
+        stage = trained(context, self.refiner)
         if stage.method != self.method:
             raise WeaksegError(
                 f'A stage of the kind {self.kind} has the method {self.method}, but its refiner "{self.refiner}" '
