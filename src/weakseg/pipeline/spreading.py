@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Segmenter, Settings, absolute, find_method, version_of
+from weakseg.methods.base import Segmenter, absolute, find_method, version_of
 from weakseg.methods.store import load_model, make_ready
+from weakseg.ops.crf_parameters import known_or_none
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
-from weakseg.pipeline.inference import known_crf
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
@@ -29,41 +29,37 @@ if TYPE_CHECKING:
 
 
 class BySimilarity(Stage):
-    """Base of the stages that make masks by a segmenter that is `able` to (a protocol of `methods.base`)."""
+    """Base of the stages that make masks by a segmenter that can (`Spreading`, `Remembering` of `methods.base`): one that
+    has the options called `options_name`."""
 
     leaves: ClassVar[str] = "masks"
-    able: ClassVar[Any]
+    options_name: ClassVar[str]
     method: str = Field(description="the method of the segmenter")
     segmenter: Annotated[str, Reads("segmenter")] = Field(description="the stage that trained the segmenter")
     labels: Annotated[str, Reads("partial", "masks")] = Field(
         description="the stage of partial label maps or masks that say which classes an image shows, and where"
     )
     options: dict[str, Any] = Field(default_factory=dict, description="how it is done; nothing is trained anew")
-    crf: str | None = Field(default="spml", description="the name of a set of CRF parameters; null: no CRF")
-
-    @field_validator("crf")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        return known_crf(name)
-
-    @staticmethod
-    def options_class(method: Any) -> type[Settings]:
-        """The options of this kind of stage that a method has."""
-        raise NotImplementedError
+    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
+        default="spml", description="the name of a set of CRF parameters; null: no CRF"
+    )
 
     def checked(self, where: str) -> Self:
-        method = find_method(Segmenter, absolute(self.method))
-        if not all(hasattr(method, name) for name in self.able.__protocol_attrs__):
+        found = self.model_copy(update={"method": absolute(self.method)})
+        options_class = found.options_class()
+        if options_class is None:
             raise WeaksegError(f"{where}.method: {self.method} cannot be used by a stage of the kind {self.kind}.")
-        options = validate(self.options_class(method), self.options, f"{where}.options")
-        return self.model_copy(
-            update={"method": absolute(self.method), "options": options.model_dump(mode="json", exclude_defaults=True)}
-        )
+        options = validate(options_class, self.options, f"{where}.options")
+        return found.model_copy(update={"options": options.model_dump(mode="json")})
+
+    def options_class(self) -> Any:
+        """The options of this kind of stage that the method has, None if it has none."""
+        return getattr(find_method(Segmenter, self.method), self.options_name, None)
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
         settings["method"] = Path(self.method).name
-        settings["options"] = changed(self.options_class(find_method(Segmenter, self.method)), self.options)
+        settings["options"] = changed(self.options_class(), self.options)
         return settings
 
     def versions(self) -> list[Any]:
@@ -87,9 +83,9 @@ class BySimilarity(Stage):
         make_ready(model, context.fabric.device)
         return model.network
 
-    def options_of(self, context: Context) -> Any:
-        """The options, typed."""
-        return self.options_class(find_method(Segmenter, self.method)).model_validate(self.options)
+    def typed_options(self) -> Any:
+        """The options as settings of the method."""
+        return self.options_class().model_validate(self.options)
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:

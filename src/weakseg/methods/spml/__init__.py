@@ -42,16 +42,16 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import UNLABELLED, VOID
 from weakseg.methods import base
 from weakseg.methods.crossentropy import cross_entropy
 from weakseg.methods.spml.clustering import Segments, local_features, resize_by_corner, segments
 from weakseg.methods.spml.losses import contrastive_loss, propagated_labels, shared
 from weakseg.methods.spml.memory import Memory, Prototypes, joined
-from weakseg.methods.spml.network import BIAS_FACTOR, UNLABELLED, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingSegmenter, EmbeddingSettings, labelled
 from weakseg.models.rates import four_groups
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.fields import LABELS, TAGS, ImageField
+from weakseg.ops.fields import PARTIAL_LABELS, TAGS, ImageField
 
 
 class LossSettings(base.Settings):
@@ -106,7 +106,7 @@ class SPML(EmbeddingSegmenter):
         dropout: float = Field(default=0.75, ge=0, lt=1, description="of the classifier")
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
 
-    fields: ClassVar[Mapping[str, ImageField]] = {"labels": LABELS, "regions": ImageField("ids"), "tags": TAGS}
+    fields: ClassVar[Mapping[str, ImageField]] = {"labels": PARTIAL_LABELS, "regions": ImageField("ids"), "tags": TAGS}
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:
         super().__init__(settings, num_classes, settings.dropout, load_weights=load_weights)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from weakseg.data.opencv import scale_nearest
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import UNLABELLED, VOID
 from weakseg.methods import base
 from weakseg.methods.spml.clustering import normalised, resize_by_corner
 from weakseg.methods.spml.inference import (
@@ -54,8 +54,6 @@ from weakseg.models.norm import SharedBatchNorm2d, use_batch_statistics
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, Views, normalise_image
 
-UNLABELLED = 254
-"""The value of pixels that have no label but take part."""
 BIAS_FACTOR = 2
 """Learning rate of biases over that of weights."""
 HEAD_MOMENTUM = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from weakseg.data.images import read_image, write_label_map
 from weakseg.data.loading import read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
-from weakseg.methods.base import Remembering, Settings
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.inference import decide
 from weakseg.pipeline.learning import ReadArrays
@@ -30,18 +29,13 @@ class Retrieve(BySimilarity):
     """The images that are remembered are those of the training; their labels must be those of a class somewhere."""
 
     kind: Literal["retrieve"] = "retrieve"
-    able: ClassVar[Any] = Remembering
+    options_name: ClassVar[str] = "RetrievalOptions"
     present: Annotated[str | None, Reads("partial", "masks")] = Field(
         default=None, description="the stage whose label maps say which classes an image shows; null: that of `labels`"
     )
 
-    @staticmethod
-    def options_class(method: Any) -> type[Settings]:
-        options: type[Settings] = method.RetrievalOptions
-        return options
-
     def run(self, context: Context, folder: Path) -> None:
-        network, options, device = self.network(context), self.options_of(context), context.fabric.device
+        network, options, device = self.network(context), self.typed_options(), context.fabric.device
         reader, shown = (
             ReadArrays("labels", type(context.stages[stage]), context.folder(stage))
             for stage in (self.labels, self.present or self.labels)

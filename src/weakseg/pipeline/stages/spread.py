@@ -4,7 +4,8 @@ of its pixels. Artifact: one palette PNG per image, as that of the stage `masks`
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from weakseg.data.dataset import Sample
 from weakseg.data.images import write_label_map
 from weakseg.data.loading import Reader, read_fields
 from weakseg.labels import VOID
-from weakseg.methods.base import Settings, Spreading
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.inference import decide
 from weakseg.pipeline.learning import ReadArrays
@@ -28,7 +28,7 @@ class Spread(BySimilarity):
     """Classes of which the labels of an image show nothing get no score. Void pixels of the labels stay void."""
 
     kind: Literal["spread"] = "spread"
-    able: ClassVar[Any] = Spreading
+    options_name: ClassVar[str] = "SpreadOptions"
     maps: Annotated[str | None, Reads("maps")] = Field(
         default=None, description="the stage whose activation maps are spread, where the options say so"
     )
@@ -36,13 +36,8 @@ class Spread(BySimilarity):
         default=None, description="the stage that makes low-level regions, where the options need them"
     )
 
-    @staticmethod
-    def options_class(method: Any) -> type[Settings]:
-        options: type[Settings] = method.SpreadOptions
-        return options
-
-    def run(self, context: Context, folder: Any) -> None:
-        network, options, device = self.network(context), self.options_of(context), context.fabric.device
+    def run(self, context: Context, folder: Path) -> None:
+        network, options, device = self.network(context), self.typed_options(), context.fabric.device
         readers: list[Reader] = [
             ReadArrays(name, type(context.stages[stage]), context.folder(stage))
             for name, stage in (("labels", self.labels), ("regions", self.regions))
