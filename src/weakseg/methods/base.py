@@ -23,7 +23,7 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -38,14 +38,14 @@ from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
-from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.activation import ActivationMaps, Views
 from weakseg.ops.fields import LABELS, TAGS, Batch, ImageField
 from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Segmenter", "Separating", "Settings", "absolute", "checkpoints", "find_method", "kind_of", "means",
+    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
+    "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints", "find_method", "kind_of", "means",
     "methods", "version_of",
 ]  # fmt: skip
 
@@ -212,6 +212,47 @@ class Concluding(Protocol):
     def conclude(self, items: Iterable[Item], device: torch.device) -> None:
         """`items` are this process's images, uint8 (H, W, 3), with their fields, not augmented; all processes call
         this. The network is on `device`."""
+        ...
+
+
+@runtime_checkable
+class Deciding(Protocol):
+    """A segmenter with its own way from the views of an image to the probabilities of its pixels."""
+
+    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
+        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images. The network is
+        on `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Spreading(Protocol):
+    """A method that spreads labels over an image by the similarity of what it makes of its pixels."""
+
+    SpreadOptions: ClassVar[type[AnySettings]]
+
+    def spread(self, item: Item, maps: ActivationMaps | None, options: Any, device: torch.device) -> Tensor:
+        """Scores (1 + C, H, W) of one image. `item` holds `image`, uint8 (H, W, 3), its partial `labels` and, where
+        there are some, `regions`, both (H, W); `maps` are its activation maps, where they are needed. The network is on
+        `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A method that labels an image by what it remembers of others."""
+
+    RetrievalOptions: ClassVar[type[AnySettings]]
+
+    def remember(self, item: Item, options: Any, device: torch.device) -> dict[str, npt.NDArray[Any]]:
+        """What is remembered of one image with `labels` (H, W): named arrays, whose rows belong together."""
+        ...
+
+    def retrieve(
+        self, image: Image, present: Collection[int], memory: Mapping[str, Tensor], options: Any, device: torch.device
+    ) -> Tensor:
+        """Scores (1 + C, H, W) of one image by the rows of all images' memories, on `device`. `present` are the labels
+        that it is known to show, 0 among them."""
         ...
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
-from weakseg.methods.base import Image, Item, Localiser, Segmenter
+from weakseg.methods.base import Deciding, Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
 from weakseg.ops.crf_parameters import CRFParameters, known_or_none
@@ -199,7 +199,11 @@ def _scores(
     """For each of `images` of one size, scores (R, H, W) before any CRF, perhaps on `device`, and their labels (R,)."""
     network = model.network
     if isinstance(network, Segmenter):
-        for scores in multi_scale_probabilities(network.logits, views, device, mirror=inference.mirror):
+        if isinstance(network, Deciding):
+            all_scores = network.probabilities(views, device, mirror=inference.mirror)
+        else:
+            all_scores = multi_scale_probabilities(network.logits, views, device, mirror=inference.mirror)
+        for scores in all_scores:
             yield scores, np.arange(len(scores), dtype=np.uint8)
         return
     assert isinstance(network, Localiser)
