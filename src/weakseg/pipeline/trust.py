@@ -52,8 +52,8 @@ def trust_in(maps: ActivationMaps, before: LabelArray, mask: LabelArray) -> dict
     value). One pixel of the mask (H, W) stands for each cell of the maps and of the labels `before` the CRF (h, w)."""
     middle = maps.stride // 2
     rows, columns = (
-        np.minimum(np.arange(cells) * maps.stride + middle, side - 1)
-        for cells, side in zip(maps.maps.shape[1:], mask.shape, strict=True)
+        np.minimum(np.arange(cells) * maps.stride + middle, seen - 1) * side // seen
+        for cells, seen, side in zip(maps.maps.shape[1:], maps.size, mask.shape, strict=True)
     )
     after = mask[np.ix_(rows, columns)]
     of_classes = maps.maps[maps.has_background :].astype(np.float32)

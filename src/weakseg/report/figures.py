@@ -12,6 +12,7 @@ import numpy.typing as npt
 from weakseg.data.dataset import Sample
 from weakseg.labels import Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.resize import resize_labels
 from weakseg.report import pictures
 from weakseg.report.markup import Markup, element
 from weakseg.report.pictures import Pixels
@@ -61,6 +62,8 @@ class Shown:
 
     def label_map(self, labels: npt.NDArray[np.uint8], title: str, iou: float | None = None) -> Markup:
         """A label map (H, W), with its IoU where that is known."""
+        if self.sample.long_side:
+            labels = resize_labels(labels, self.sample.size())
         caption = title if iou is None else f"{title}: IoU {percent(iou)} %"
         description = f"{_begun(title)} of {self.sample.name}: {pictures.shares(labels, self.classes)}"
         return figure(pictures.painted(self.small, labels), caption, description)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.data.cooccurrence import share_with_other
-from weakseg.files import read_json, write_text
+from weakseg.files import read_json, read_json_lines, write_text
 from weakseg.pipeline.run import RECIPE_NAME
-from weakseg.report.folder import PART_TITLES, RunFolder, read_lines
+from weakseg.report.folder import PART_TITLES, RunFolder
 from weakseg.report.gallery import links_to, write_gallery
 from weakseg.report.markup import Heat, Markup, Share, duration, element, fact, note, page, plot, table
 from weakseg.report.plots import confusion_matrix, loss_curves, threshold_curve
+from weakseg.report.rounds import last_round, rounds
 from weakseg.report.scores import score_cells
 from weakseg.report.strips import strips
 from weakseg.report.tables import ABSENT, companion_cells, percent
@@ -55,6 +56,8 @@ def _page(run: RunFolder, gallery: Sequence[Path]) -> Markup:
         "Data": _data(run),
         "Run": _run(run),
     }
+    if last_round(run):
+        sections["Rounds"] = rounds(run)
     for title, content in of_stages.items():
         sections[title] = chain(sections.get(title, ()), content)
     return page(f"{run.recipe['name']}: report", _introduction(run), sections)
@@ -163,7 +166,7 @@ def _training(run: RunFolder) -> Iterator[Markup]:
 
 def _loss_plots(run: RunFolder) -> Iterator[Markup]:
     for name, stage in run.stages.items():
-        records = read_lines(run.root / name / LOG_NAME)
+        records = read_json_lines(run.root / name / LOG_NAME)
         if records:
             so_far = "" if name in run.manifests else " so far"
             yield plot(loss_curves(records), f"{name} ({stage['method']}): {records[-1]['step']} updates{so_far}")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID, Classes
 from weakseg.report import pictures
@@ -69,7 +68,7 @@ def _groups(run: RunFolder, part: str, samples: Mapping[str, Sample], classes: C
 def figures_of(run: RunFolder, stages: Sequence[str], part: str, sample: Sample, classes: Classes) -> list[Markup]:
     """The image, then what some stages made of it, then the ground truth; a note instead if one cannot be read."""
     try:
-        shown = Shown(part, sample, read_image(sample.image), classes)
+        shown = Shown(part, sample, sample.read_image(), classes)
         figures = [shown.photo()]
         for name in stages:
             figures += run.kinds[name].report_figures(run, name, shown)

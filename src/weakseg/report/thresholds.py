@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes
@@ -68,7 +67,7 @@ def _levels(used: float | str, maps: Sequence[ActivationMaps]) -> list[float]:
 
 
 def _figures(sample: Sample, maps: ActivationMaps, levels: Sequence[float], classes: Classes) -> Iterator[Markup]:
-    shown = Shown("train", sample, read_image(sample.image), classes)
+    shown = Shown("train", sample, sample.read_image(), classes)
     yield shown.photo()
     scores = maps.upsampled()
     for level in levels:

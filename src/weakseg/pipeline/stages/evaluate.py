@@ -54,11 +54,19 @@ class Evaluate(Stage):
     def _without_null(cls, rows: Any) -> Any:
         return {title: stage for title, stage in rows.items() if stage is not None} if isinstance(rows, dict) else rows
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         parts = (context.score, context.val)
         data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]
         data += filter(None, [stamps.contexts(context.score)])
-        return [*data, *(f"{name} {self._inference(context, name)}" for name in self.segmenters.values())]
+        return [*data, *(self._application(context, name) for name in self.segmenters.values())]
+
+    def _application(self, context: Context, segmenter: str) -> str:
+        inference = self._inference(context, segmenter)
+        windows = "" if inference.window == "auto" else f" window={inference.window}"
+        return f"{segmenter} {inference}{windows}"
 
     def _inference(self, context: Context, segmenter: str) -> Inference:
         stage = context.stages[segmenter]

@@ -16,19 +16,21 @@ from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_jpeg, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
+from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
 from weakseg.pipeline.choosing import choose
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
     LabelArray,
+    Prediction,
     Threshold,
     adaptive_threshold,
     against_background,
@@ -138,6 +140,7 @@ class Masks(Stage):
             write_label_map(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
+        write_overlays(context, folder)
         if background is not None:
 
             def before(maps: ActivationMaps) -> LabelArray:
@@ -165,10 +168,16 @@ class Masks(Stage):
         def background(threshold: float | str | None, maps: ActivationMaps) -> float | None:
             return adaptive_threshold(maps, usual) if isinstance(threshold, str) else threshold
 
-        def decide_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
+        def decide_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> Prediction:
             maps = read_maps(source, sample)
             scores, labels = _scores(maps, maps.upsampled(), background(threshold, maps))
-            return decide(read_image(sample.image), scores, labels, crf, device).labels
+            return decide(sample.read_image(), scores, labels, crf, device)
+
+        def mask_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
+            decided = decide_with(threshold, crf, sample)
+            if sample.long_side:
+                decided = decided.enlarged(sample.read_image(), read_image(sample.image))
+            return decided.labels
 
         name = USUAL_CRF if self.crf == "auto" else self.crf
         crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))
@@ -180,26 +189,26 @@ class Masks(Stage):
                 context.score,
                 len(context.dataset.classes) + 1,
                 [(threshold, crf) for threshold in thresholds for crf in crfs],
-                lambda candidate, sample: decide_with(candidate[0], crfs[candidate[1]], sample),
+                lambda candidate, sample: mask_with(candidate[0], crfs[candidate[1]], sample),
             )
             threshold, name = choice.candidate
             crf, origin = crfs[name], f"with {f'the CRF {name}' if name else 'no CRF'} {choice}"
         self._decided(context, folder, threshold, origin)
-        return partial(background, threshold), partial(decide_with, threshold, crf)
+        return partial(background, threshold), partial(mask_with, threshold, crf)
 
     def _sparing(
-        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], LabelArray]
+        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], Prediction]
     ) -> CRFParameters:
         """The CRF, reaching no farther than the size of the objects allows; no mask is needed to tell."""
         if self.crf_keeps is None:
             return crf
         step = -(-len(context.train) // TRIED)
         tried = parallel.share(context.train[::step])
-        before = [int(np.count_nonzero(decide_with(None, sample))) for sample in tried]
+        before = [int(np.count_nonzero(decide_with(None, sample).labels)) for sample in tried]
         farthest = float(np.max(crf.bilateral_sxy))
         for halvings in range(HALVINGS + 1):
             found = crf.within(farthest / 2**halvings)
-            after = [int(np.count_nonzero(decide_with(found, sample))) for sample in tried]
+            after = [int(np.count_nonzero(decide_with(found, sample).labels)) for sample in tried]
             kept = [a / b for part in parallel.gather(list(zip(after, before, strict=True))) for a, b in part if b]
             if not kept or float(np.median(kept)) >= self.crf_keeps:
                 break
@@ -215,7 +224,8 @@ class Masks(Stage):
 
         def decide_mask(sample: Sample) -> LabelArray:
             item = read_fields(sample, readers, method.fields)
-            return rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            mask = rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            return enlarge_label_map(mask, item["image"], read_image(sample.image)) if sample.long_side else mask
 
         return decide_mask
 
@@ -282,6 +292,19 @@ class Masks(Stage):
 def mask_path(folder: Path, sample: Sample) -> Path:
     """Where the pseudo-mask of an image lies in the folder of its stage."""
     return folder / MASKS_FOLDER / f"{sample.name}.png"
+
+
+def write_overlays(context: Context, folder: Path) -> None:
+    """Write a small picture of each image with its label map over it, to look through them in any viewer."""
+    from weakseg.report.pictures import painted
+
+    def path(sample: Sample) -> Path:
+        return folder / "overlays" / f"{sample.name}.jpg"
+
+    def write(sample: Sample) -> None:
+        write_jpeg(path(sample), painted(read_image(sample.image), read_label_map(mask_path(folder, sample))))
+
+    complete("overlays", context.weakly_labelled(), path, write)
 
 
 def _usual_threshold(context: Context, source: Path) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -108,7 +109,7 @@ class Segment(Learning):
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
-        return {"Training": _part(run, name)}
+        return {"Training": chain(*super().report_parts(run, name).values(), _part(run, name))}
 
 
 def _corrected_names(run: RunFolder, name: str) -> Sequence[str]:
