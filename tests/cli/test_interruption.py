@@ -72,8 +72,15 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
                 ("round-1/maps/maps/", "3"),
             ],
         ),
+        (
+            "finished_icd",
+            [
+                ("superpixels/superpixels/", "3"),
+                ("cam/checkpoint", "2"),
+            ],
+        ),
     ],
-    ids=["localiser", "refiner", "segmenter", "pasting"],
+    ids=["localiser", "refiner", "segmenter", "pasting", "icd"],
 )
 def test_killed_runs_end_with_the_same_bytes(
     run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
