@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,8 @@ def parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[
         val = [sample for sample in dataset.splits.get("val", ()) if sample.mask is not None]
     elif settings.val is not None:
         val = _with_masks(dataset, settings.val)
+    if not settings.difficult:
+        train, score = ([_without_difficult(sample) for sample in samples] for samples in (train, score))
     train, score, val = (at_working_size(samples, working_size(recipe)) for samples in (train, score, val))
     return train, score, val
 
@@ -388,6 +391,10 @@ def working_size(recipe: Recipe) -> int | None:
         stage for stage in recipe.stages.values() if isinstance(stage, Learning) and stage.leaves == "localiser"
     ]
     return max((stage.augment.resize_long[1] for stage in learning if stage.augment.resize_long), default=None)
+
+
+def _without_difficult(sample: Sample) -> Sample:
+    return replace(sample, labels=sample.labels.without_difficult())
 
 
 def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
