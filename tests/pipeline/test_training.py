@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -102,6 +103,32 @@ def test_a_resumed_training_does_not_begin_anew(tmp_path: Path) -> None:
     images = Points()
     train_network(start(RUNTIME), Line(), images, SETTINGS, RUNTIME, folder=tmp_path, seed=5)
     assert min(draw.epoch for draw in images.drawn) == 2
+
+
+def test_a_damaged_checkpoint_is_told_and_not_trained_from(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, fails_at=(3, 0))
+    checkpoint = tmp_path / CHECKPOINT_NAME
+    whole = checkpoint.read_bytes()
+    rng = np.random.default_rng(0)
+    broken = [whole[: len(whole) // 2], b"", bytes(100), whole.replace(b"network.", b"notwork.")]
+    broken += [bytes(rng.integers(0, 256, 8, dtype=np.uint8)) + whole[8:]]
+    for data in broken:
+        checkpoint.write_bytes(data)
+        with pytest.raises(WeaksegError, match=CHECKPOINT_NAME):
+            trained(tmp_path)
+    checkpoint.unlink()
+    trained(tmp_path)
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 13))
+
+
+def test_a_damaged_log_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, fails_at=(3, 0))
+    log = tmp_path / LOG_NAME
+    log.write_bytes(log.read_bytes().replace(b'{"step"', b'{"st\xffp"', 1))
+    with pytest.raises(WeaksegError, match=LOG_NAME):
+        trained(tmp_path)
 
 
 class Remembering(Line):

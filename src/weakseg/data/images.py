@@ -405,6 +405,12 @@ def write_superpixels(path: Path, ids: npt.NDArray[np.int32]) -> None:
     write_image(path, encode_ids(ids))
 
 
+def write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write an RGB image, uint8 (H, W, 3), as a JPEG for people to look at."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="JPEG", quality=85)
+
+
 @dataclass(frozen=True)
 class IndexMask:
     """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels."""

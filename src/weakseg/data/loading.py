@@ -103,8 +103,8 @@ def unchanged(item: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
 class TrainingImages(TorchDataset[dict[str, Tensor]]):
     """Random views of images: `image` (3, crop, crop) float32 and the fields that a method reads, each with its view.
 
-    `readers` read the `fields` of a sample. `prepare` makes of a view what the method learns from
-    (`methods.base.Method.prepare`).
+    `readers` read the `fields` of a sample. `prepare_image` and `prepare` make of an image and of a view what the
+    method learns from (`methods.base.Method`).
     """
 
     samples: Sequence[Sample]
@@ -113,6 +113,7 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
     augmentation: Augmentation
     seed: int
     prepare: Prepare = unchanged
+    prepare_image: Prepare = unchanged
 
     images_per_draw: ClassVar[int] = 1
 
@@ -124,7 +125,7 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
 
     def read(self, draw: Draw) -> dict[str, npt.NDArray[Any]]:
         """The image of a draw as its file has it, uint8 (H, W, 3), and its fields."""
-        return read_fields(self.samples[draw.image], self.readers, self.fields)
+        return dict(self.prepare_image(read_fields(self.samples[draw.image], self.readers, self.fields)))
 
     def view(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> dict[str, Tensor]:
         """A random view of any image with its fields."""

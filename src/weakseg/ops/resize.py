@@ -1,4 +1,4 @@
-"""Sizes of images, and nearest-neighbour resizing of label maps that does not shift them.
+"""Sizes of images, nearest-neighbour resizing of label maps that does not shift them, and averages over cells.
 
 An output pixel takes the label of the source pixel that contains its centre. The default "nearest" of OpenCV and
 PyTorch takes the corner instead, which shifts the labels by up to half an output pixel.
@@ -53,6 +53,29 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
         columns = _nearest_indices_on(labels.device, width, size[1])
         return labels.index_select(-2, rows).index_select(-1, columns)
     return labels.take(nearest_indices(height, size[0]), axis=-2).take(nearest_indices(width, size[1]), axis=-1)
+
+
+def cell_counts(inside: npt.NDArray[np.bool_], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """How many pixels of `inside` (..., H, W) are set in each cell of a `grid` (h, w): cell (a, b) has the rows
+    floor(a H / h) to ceil((a + 1) H / h) - 1 and the columns alike, as in adaptive average pooling. Neighbours share
+    pixels where H is no multiple of h."""
+    sums = np.zeros((*inside.shape[:-2], inside.shape[-2] + 1, inside.shape[-1] + 1), np.int64)
+    sums[..., 1:, 1:] = inside.cumsum(-2, dtype=np.int64).cumsum(-1)
+    (top, bottom), (left, right) = (_cells(side, n) for side, n in zip(inside.shape[-2:], grid, strict=True))
+    rows = sums[..., bottom, :] - sums[..., top, :]
+    return rows[..., right] - rows[..., left]
+
+
+def cell_areas(size: tuple[int, int], grid: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """How many pixels of an image of `size` (H, W) each cell of a `grid` (h, w) has, see `cell_counts`."""
+    (top, bottom), (left, right) = (_cells(side, n) for side, n in zip(size, grid, strict=True))
+    return np.multiply.outer(bottom - top, right - left)
+
+
+def _cells(side: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The first position of each of `count` cells, and the one after its last."""
+    cells = np.arange(count, dtype=np.int64)
+    return cells * side // count, -(-(cells + 1) * side // count)
 
 
 def within_long_side(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:

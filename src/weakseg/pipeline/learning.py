@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.progress import Progress
-from weakseg.settings import changed, validate
+from weakseg.settings import Settings, changed, validate
 from weakseg.training import LOG_NAME, TrainingSet, train_network
 
 if TYPE_CHECKING:
@@ -80,6 +80,17 @@ class Learning(Stage):
         """The class of the method."""
         return find_method(self.method_kind, self.method)
 
+    def method_name(self) -> str:
+        """What the model's folder calls the class of the method, for `find_method`."""
+        return self.method
+
+    def method_settings(self, context: Context) -> Settings:
+        """What the network is made with."""
+        return self.method_class().Settings.model_validate(self.model)
+
+    def inform(self, network: Method, context: Context) -> None:
+        """Tell the network, before it is trained, what finished stages have found out about the data."""
+
     def given(self) -> list[str]:
         """The fields that this kind of stage reads by itself."""
         return []
@@ -99,22 +110,9 @@ class Learning(Stage):
         method = find_method(self.method_kind, path)
         model = validate(method.Settings, self.model, f"{where}.model")
         options = validate(method.Options, self.options, f"{where}.options")
-        self._check_fields(method, where)
+        check_inputs(self.method, method.fields, self.inputs, where, (*OF_SAMPLES, *self.given()))
         dumped = {"model": model.model_dump(mode="json"), "options": options.model_dump(mode="json")}
         return self.model_copy(update={"method": path, **dumped})
-
-    def _check_fields(self, method: type[Method], where: str) -> None:
-        for name in self.inputs:
-            if name not in method.fields:
-                known = ", ".join(method.fields) or "none"
-                raise WeaksegError(f"{where}.inputs.{name}: {self.method} reads no such field. It reads: {known}.")
-        known_fields = {*OF_SAMPLES, *self.given(), *self.inputs}
-        for name, field in method.fields.items():
-            if name not in known_fields and field.folder is None and field.follows != "geometry":
-                raise WeaksegError(
-                    f'{where}.inputs: {self.method} reads the field "{name}"; name the stage that makes it: '
-                    f"inputs: {{{name}: STAGE}}."
-                )
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
@@ -147,6 +145,9 @@ class Learning(Stage):
     def _order(self, context: Context) -> Order:
         return self.train.order(len(self.samples(context)), context.seed, self.images_per_draw)
 
+    def reads_weak_labels(self) -> bool:
+        return any(name in OF_SAMPLES for name in self._read_fields(self.method_class()))
+
     def prepare(self, context: Context) -> None:
         network = self.network(context)
         if self.init_from is not None:
@@ -158,6 +159,7 @@ class Learning(Stage):
         network = self.network(context)
         if self.init_from is not None:
             self._start_from(network, load_model(context.folder(self.init_from) / MODEL_FOLDER).network)
+        self.inform(network, context)
         train_network(
             context.fabric,
             network,
@@ -174,9 +176,8 @@ class Learning(Stage):
         if fault := too_few(updates, self.train.min_steps):
             context.log("warning", stage=folder.relative_to(context.root).as_posix(), message=fault)
         if parallel.rank() == 0:
-            save_model(
-                folder / MODEL_FOLDER, Model(self.method, context.dataset.classes, network, {}, context.long_side)
-            )
+            model = Model(self.method_name(), context.dataset.classes, network, {}, context.long_side)
+            save_model(folder / MODEL_FOLDER, model)
 
     def describe(self, context: Context, folder: Path) -> None:
         describe_model(
@@ -209,7 +210,8 @@ class Learning(Stage):
             method.fields,
             self.augment,
             context.seed,
-            Prepared(self.method_kind, self.method, self.model),
+            Prepared(self.method_kind, self.method, self.model, whole=False),
+            Prepared(self.method_kind, self.method, self.model, whole=True),
         )
 
     def wrapped(self, images: TrainingImages, context: Context) -> TrainingSet:
@@ -231,9 +233,8 @@ class Learning(Stage):
     def network(self, context: Context, *, load_weights: bool = True) -> Method:
         """The method's network, with the weights that it starts from."""
         method = self.method_class()
-        settings = method.Settings.model_validate(self.model)
         torch.manual_seed(context.seed)
-        network = method(settings, len(context.dataset.classes), load_weights=load_weights)
+        network = method(self.method_settings(context), len(context.dataset.classes), load_weights=load_weights)
         network.options = method.Options.model_validate(self.options)
         return network
 
@@ -258,15 +259,29 @@ class Learning(Stage):
 
     def _start_from(self, network: Method, other: Method) -> None:
         try:
-            if type(network) is type(other):
-                network.load_state_dict(other.state_dict())
-            else:
-                network.get_submodule("backbone").load_state_dict(other.get_submodule("backbone").state_dict())
+            network.start_from(other)
         except (RuntimeError, AttributeError):
             raise WeaksegError(
                 f'The {self.method} cannot start from the weights of the stage "{self.init_from}", whose network is of '
                 "another kind. Give both the same model.backbone.name, or set init_from to null."
             ) from None
+
+
+def check_inputs(
+    method: str, fields: Mapping[str, ImageField], inputs: Collection[str], where: str, known: Collection[str] = ()
+) -> None:
+    """Raise `WeaksegError` unless `inputs` name fields of the method, and all that nothing else gives: neither a
+    folder nor the geometry of the view, and none of those that are `known` anyway."""
+    for name in inputs:
+        if name not in fields:
+            read = ", ".join(fields) or "none"
+            raise WeaksegError(f"{where}.inputs.{name}: {method} reads no such field. It reads: {read}.")
+    for name, field in fields.items():
+        if name not in (*known, *inputs) and field.folder is None and field.follows != "geometry":
+            raise WeaksegError(
+                f'{where}.inputs: {method} reads the field "{name}"; name the stage that makes it: '
+                f"inputs: {{{name}: STAGE}}."
+            )
 
 
 def too_few(updates: int, needed: int | None) -> str | None:
@@ -281,10 +296,10 @@ def too_few(updates: int, needed: int | None) -> str | None:
 
 def _length(run: RunFolder, name: str) -> Iterator[Markup]:
     """Whether the training was long enough, and where epochs were added to make it so."""
-    from weakseg.report.folder import read_lines
+    from weakseg.files import read_json_lines
     from weakseg.report.markup import note
 
-    settings, records = run.stages[name]["train"], read_lines(run.root / name / LOG_NAME)
+    settings, records = run.stages[name]["train"], read_json_lines(run.root / name / LOG_NAME)
     if not records:
         return
     updates, epochs, needed = records[-1]["step"], records[-1]["epoch"], settings.get("min_steps")
@@ -311,12 +326,13 @@ def _items(images: TrainingImages) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a method makes of a view (`methods.base.Method.prepare`). It is known by its name, since a class from a
-    file must be found anew in another process."""
+    """What a method makes of a view (`methods.base.Method.prepare`) or of a `whole` image (`prepare_image`). It is
+    known by its name, since a class from a file must be found anew in another process."""
 
     kind: type[Method]
     method: str
     model: dict[str, Any]
+    whole: bool
 
     def __call__(self, view: Item) -> Item:
         return self._prepare(view)
@@ -324,7 +340,9 @@ class Prepared:
     @cached_property
     def _prepare(self) -> Callable[[Item], Item]:
         method = find_method(self.kind, self.method)
-        return partial(method.prepare, method.Settings.model_validate(self.model))
+        return partial(
+            method.prepare_image if self.whole else method.prepare, method.Settings.model_validate(self.model)
+        )
 
 
 def stage_readers(context: Context, inputs: Mapping[str, str]) -> list[Reader]:

@@ -35,6 +35,7 @@ from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import DataSettings, Recipe, needed_for
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.stage import Stage
+from weakseg.pipeline.stages.partial import Partial
 from weakseg.pipeline.stages.segment import Segment
 from weakseg.runtime import start
 from weakseg.training import CHECKPOINT_NAME
@@ -87,9 +88,10 @@ def run(
             *parts(dataset, recipe),
             working_size(recipe),
         )
-        require_labels(context.train, recipe.data.train)
-        require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
-        require_objects(context.train, recipe.data.train)
+        if any(stage.reads_weak_labels() for stage in recipe.stages.values()):
+            require_labels(context.train, recipe.data.train)
+            require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+            require_objects(context.train, recipe.data.train)
         require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)
@@ -419,6 +421,7 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
                     stages.append(name)
     tags = f"{', '.join(read['tags'])}: learned from" if read["tags"] else "they say which classes are present"
     marks = f"{', '.join(read['marks'])}: learned from" if read["marks"] else "only their classes count, as tags do"
+    read["labels"] += [name for name, stage in recipe.stages.items() if _learns_from_masks(stage)]
     masks = (
         f"{', '.join(read['labels'])}: learned from; results are measured on them"
         if read["labels"]
@@ -426,12 +429,20 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
     )
     correcting = [name for name, stage in recipe.stages.items() if _learns_from_corrections(stage)]
     corrected = f"{', '.join(correcting)}: learned from, in place of pseudo-masks" if correcting else "not used"
-    return {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
+    uses = {"tags": tags, "boxes": "only their classes count, as tags do", "points": marks, "scribbles": marks,
             "masks": masks, "corrected masks": corrected}  # fmt: skip
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, Partial):
+            uses |= dict.fromkeys(stage.kinds, f"{name}: they label pixels")
+    return uses
 
 
 def _learns_from_corrections(stage: Stage) -> bool:
     return isinstance(stage, Segment) and stage.learns_from_corrections()
+
+
+def _learns_from_masks(stage: Stage) -> bool:
+    return isinstance(stage, Segment) and stage.learns_from_masks()
 
 
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
@@ -451,6 +462,7 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         "long_side": context.long_side,
         "corrected": [sample.name for sample in context.train if sample.corrected is not None],
+        "true_masks": [sample.name for sample in context.train if sample.mask is not None and sample.corrected is None],
     }
 
 

@@ -96,6 +96,10 @@ class Stage(Settings):
         """
         return []
 
+    def reads_weak_labels(self) -> bool:
+        """Whether tags, boxes, points or scribbles of the training images matter to this stage."""
+        return True
+
     def prepare(self, context: Context) -> None:
         """Find out before the first stage begins, not hours later, what would stop this one."""
 

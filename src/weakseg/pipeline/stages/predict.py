@@ -35,6 +35,9 @@ class Predict(Stage):
     segmenter: Annotated[str, Reads("segmenter")] = Field(description="the stage that trained the segmenter")
     inference: Inference = Field(default=Inference(), description="how the segmenter is applied")
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         files = trained(context, self.segmenter).stamps_at_inference(context)
         return [stamps.images(context.weakly_labelled()), *files]

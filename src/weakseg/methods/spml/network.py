@@ -1,0 +1,147 @@
+"""The networks of SPML: a backbone and a head that embed pixels, and a classifier of embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from weakseg.errors import WeaksegError
+from weakseg.labels import UNLABELLED
+from weakseg.methods import base
+from weakseg.methods.spml.clustering import normalised
+from weakseg.models.aspp import ASPP
+from weakseg.models.norm import SharedBatchNorm2d, use_batch_statistics
+from weakseg.models.registry import BackboneSettings, build_backbone
+
+BIAS_FACTOR = 2
+"""Learning rate of biases over that of weights."""
+HEAD_MOMENTUM = 0.1
+BACKBONE_MOMENTUM = 3e-4
+PYRAMID_SIDES = (1, 2, 3, 6)
+PYRAMID_WIDTH = 512
+
+
+class EmbeddingSettings(base.Settings):
+    """The network that embeds pixels. Defaults are the paper's for VOC."""
+
+    backbone: BackboneSettings = Field(
+        default=BackboneSettings(name="resnet101_deep_stem", output_stride=8, frozen_stages=2),
+        description="the network whose features are used",
+    )
+    head: Literal["deeplab", "pspnet"] = Field(default="deeplab", description="what makes embeddings of features")
+    rates: tuple[int, ...] = Field(
+        default=(6, 12, 18, 24), min_length=1, description="dilation of the convolutions of the head deeplab, cells"
+    )
+    dimensions: int = Field(default=64, gt=0, description="of the embedding of a pixel")
+    norm: Literal["batch", "fixed"] = Field(
+        default="batch", description="statistics that the backbone's features are normalised with in training"
+    )
+
+
+class EmbeddingSegmenter(base.Segmenter):
+    """Pixels e(x) of a backbone's last features and a head, and a classifier of e / |e|."""
+
+    def __init__(self, settings: Any, num_classes: int, dropout: float, *, load_weights: bool = True) -> None:
+        super().__init__(settings)
+        self.num_classes = num_classes
+        if num_classes >= UNLABELLED:
+            raise WeaksegError(
+                f"SPML needs the label {UNLABELLED} for unlabelled pixels, so that there are at most "
+                f"{UNLABELLED - 1} classes; the data set has {num_classes}."
+            )
+        self.backbone = build_backbone(settings.backbone, load_weights=load_weights)
+        if settings.norm == "batch":
+            use_batch_statistics(self.backbone, BACKBONE_MOMENTUM, SharedBatchNorm2d)
+        channels, dimensions = self.backbone.channels[-1], settings.dimensions
+        self.head = (
+            deeplab_head(channels, dimensions, settings.rates)
+            if settings.head == "deeplab"
+            else pspnet_head(channels, dimensions)
+        )
+        self.classifier = softmax_classifier(dimensions, 1 + num_classes, dropout)
+
+    def embeddings(self, batch: base.Batch) -> Tensor:
+        """Normalised images (N, 3, H, W) to the embeddings of pixels (N, D, h, w), of any length, at twice the
+        resolution of the last features: h = 2 ceil(H / 8) at stride 8."""
+        output = self.head(self.backbone(batch["image"])[-1])
+        return F.interpolate(output, scale_factor=2, mode="bilinear", align_corners=False)
+
+    def embedding_size(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """The size (h, w) of the embeddings of images of a size (H, W)."""
+        height, width = self.backbone.output_size(size)
+        return 2 * height, 2 * width
+
+    def classified(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (N, D, h, w) of any length to scores (N, 1 + C, h, w)."""
+        return self.classifier(normalised(embeddings.movedim(1, -1)).movedim(-1, 1))
+
+    def logits(self, batch: base.Batch) -> Tensor:
+        """Normalised images (N, 3, H, W) to scores (N, 1 + C, h, w) at the size of the embeddings."""
+        return self.classified(self.embeddings(batch))
+
+
+# Heads ----------------------------------------------------------------------------------------------------------------
+
+
+def deeplab_head(channels: int, dimensions: int, rates: tuple[int, ...]) -> ASPP:
+    """The sum of parallel dilated convolutions, initialised as PyTorch does."""
+    head = ASPP(channels, dimensions, rates)
+    for convolution in head.classifiers():
+        convolution.reset_parameters()
+    return head
+
+
+def pspnet_head(channels: int, dimensions: int, width: int = PYRAMID_WIDTH) -> nn.Sequential:
+    """Pyramid pooling (Zhao et al., CVPR 2017, section 3.2) and a 1×1 convolution."""
+    return nn.Sequential(PyramidPooling(channels, width), nn.Conv2d(width, dimensions, 1))
+
+
+class PyramidPooling(nn.Module):
+    """Features (N, C, h, w) beside their means over 1, 4, 9 and 36 parts of the image, to (N, width, h, w)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        for number, side in enumerate(PYRAMID_SIDES, start=1):
+            self.add_module(
+                f"pspp_{number}",
+                nn.Sequential(
+                    nn.AdaptiveAvgPool2d(side),
+                    nn.Conv2d(channels, width, 1, bias=False),
+                    SharedBatchNorm2d(width, momentum=HEAD_MOMENTUM),
+                    nn.ReLU(inplace=True),
+                ),
+            )
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels + len(PYRAMID_SIDES) * width, width, 3, padding=1, bias=False),
+            SharedBatchNorm2d(width, momentum=HEAD_MOMENTUM),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and len(features) == 1:
+            raise WeaksegError(
+                "The head pspnet normalises a mean over the whole image, of which one image has no statistics. Give a "
+                "micro-batch more images (train.batch_size) or set model.head to deeplab."
+            )
+        pooled = [part for name, part in self.named_children() if name != "conv"]
+        size = features.shape[-2:]
+        parts = [F.interpolate(part(features), size, mode="bilinear", align_corners=False) for part in pooled]
+        return self.conv(torch.cat([features, *parts], dim=1))
+
+
+# Classifier -----------------------------------------------------------------------------------------------------------
+
+
+def softmax_classifier(dimensions: int, outputs: int, dropout: float) -> nn.Sequential:
+    """Unit vectors (N, D, h, w) to scores (N, outputs, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(dimensions, 2 * dimensions, 3, padding=1, bias=False),
+        SharedBatchNorm2d(2 * dimensions, momentum=HEAD_MOMENTUM),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Conv2d(2 * dimensions, outputs, 1),
+    )
