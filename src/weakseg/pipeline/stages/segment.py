@@ -69,14 +69,10 @@ class Segment(Learning):
     def own_readers(self, context: Context, folder: Path) -> list[Reader]:
         if not self.given():
             return []
-<<<<<<< HEAD
         if self.masks is None:
             return [ReadTruth()]
         partial = self.method_class().fields["labels"].partial
-        return [ReadLabels(type(context.stages[self.masks]), context.folder(self.masks), partial)]
-=======
-        return [ReadLabels(None if self.masks is None else context.folder(self.masks), self.true_masks)]
->>>>>>> main
+        return [ReadLabels(type(context.stages[self.masks]), context.folder(self.masks), partial, self.true_masks)]
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
@@ -147,7 +143,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
 class ReadTruth:
     """`labels`: the ground truth of a sample."""
 
@@ -157,34 +152,24 @@ class ReadTruth:
 
 @dataclass(frozen=True)
 class ReadLabels:
-    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one.
-    Unlabelled pixels are void unless the method tells them apart, which is what `partial` says."""
+    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one or,
+    with `true_masks`, the ground truth. Unlabelled pixels are void unless the method tells them apart, which is what
+    `partial` says."""
 
     stage: type[Stage]
     folder: Path
     partial: bool
-=======
-class ReadLabels:
-    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one or,
-    with `true_masks`, the ground truth; without a folder always the ground truth."""
-
-    folder: Path | None
     true_masks: bool = False
->>>>>>> main
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         if sample.corrected is not None:
             return {"labels": sample.corrected.read()}
-<<<<<<< HEAD
+        if self.true_masks and sample.mask is not None:
+            return {"labels": sample.mask.read()}
         labels = self.stage.array_of(self.folder, sample)
         if self.stage.leaves == "partial" and not self.partial:
             labels = np.where(labels == UNLABELLED, np.uint8(VOID), labels)
         return {"labels": labels}
-=======
-        if self.true_masks and sample.mask is not None:
-            return {"labels": sample.mask.read()}
-        return {"labels": read_label_map(mask_path(self.folder, sample))}
->>>>>>> main
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:

@@ -15,11 +15,7 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-<<<<<<< HEAD
-from weakseg.data.images import read_image, read_label_map, read_superpixels, write_superpixels
-=======
-from weakseg.data.images import read_superpixels, write_superpixels
->>>>>>> main
+from weakseg.data.images import read_label_map, read_superpixels, write_superpixels
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
