@@ -77,8 +77,11 @@ def run(
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
         context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
-        require_labels(context.train, recipe.data.train)
-        require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+        if not context.train:
+            raise WeaksegError(f'The split "{recipe.data.train}" has no images.')
+        if recipe.data.images_per_class is not None or any(stage.needs_labels() for stage in recipe.stages.values()):
+            require_labels(context.train, recipe.data.train)
+            require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
         require_objects(context.train, recipe.data.train)
         require_masks([*context.score, *context.val])
         keys = stage_keys(context)

@@ -54,6 +54,10 @@ class Stage(Settings):
     version: ClassVar[int] = 1
     kind: str
 
+    def needs_labels(self) -> bool:
+        """Whether the stage works only on images with tags or other weak labels, unlike one that reads masks alone."""
+        return True
+
     def references(self) -> list[Reference]:
         """The settings that name the stages whose artifacts this one reads."""
         return list(_references(self))

@@ -95,6 +95,11 @@ def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
     if unlabelled := values["pixels_predicted_as_no_class"]:
         share = percent(unlabelled / values["pixels"])
         remarks.append(f"{share} % of the pixels are void or of no known class in the masks; they count as wrong.")
+    if not sum(sum(row) for row in values["matrix"][1:]):
+        remarks.append(
+            "The ground truth shows no class: all its pixels are background or void (255), so masks without any object "
+            "score best. If 255 is the foreground, write it as 1."
+        )
     if extra:
         remarks.append(f"{len(extra)} files belong to no image of the split and were left out, such as {extra[0]}.png.")
     return ["", *remarks] if remarks else []

@@ -53,6 +53,9 @@ class Evaluate(Stage):
     def _without_null(cls, rows: Any) -> Any:
         return {title: stage for title, stage in rows.items() if stage is not None} if isinstance(rows, dict) else rows
 
+    def needs_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         parts = (context.score, context.val)
         data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]

@@ -51,6 +51,9 @@ class Segment(Learning):
     def given(self) -> list[str]:
         return ["labels"] if "labels" in self.method_class().fields and "labels" not in self.inputs else []
 
+    def needs_labels(self) -> bool:
+        return self.masks is not None or list(self.method_class().fields) != ["labels"]
+
     def checked(self, where: str) -> Self:
         if self.given() and "masks" not in self.model_fields_set:
             raise WeaksegError(
@@ -80,6 +83,8 @@ class Segment(Learning):
         super().prepare(context)
         if self.learns_from_corrections():
             require_corrections(self.samples(context))
+        elif self.given():
+            require_ground_truth(self.samples(context))
 
     def learns_from_corrections(self) -> bool:
         """Whether corrected masks take the place of pseudo-masks."""
@@ -129,6 +134,16 @@ class ReadLabels:
         if sample.corrected is not None:
             return {"labels": sample.corrected.read()}
         return {"labels": read_label_map(mask_path(self.folder, sample))}
+
+
+def require_ground_truth(samples: Sequence[Sample]) -> None:
+    """Raise `WeaksegError` unless every sample has a mask."""
+    without = [sample.name for sample in samples if sample.mask is None]
+    if without:
+        raise WeaksegError(
+            f"{len(without)} of {len(samples)} images have no ground truth to train on, the first is {without[0]}. "
+            "Add their masks, take them out of the split, or set masks to a stage of pseudo-masks."
+        )
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:
