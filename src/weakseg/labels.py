@@ -50,6 +50,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def own_values(self) -> dict[int, int]:
+        """The values of masks whose files hold labels themselves: each means itself."""
+        return {label: label for label in (*range(len(self) + 1), VOID)}
+
     def label(self, name: str) -> int:
         """The label (1 … C) of a class name; an unknown name raises with the nearest known one."""
         if name in self.names:

@@ -89,7 +89,9 @@ def run(
             *parts(dataset, recipe),
             working_size(recipe),
         )
-        if any(stage.reads_weak_labels() for stage in recipe.stages.values()):
+        if not context.train:
+            raise WeaksegError(f'The split "{recipe.data.train}" has no images.')
+        if recipe.data.images_per_class is not None or any(s.reads_weak_labels() for s in recipe.stages.values()):
             require_labels(context.train, recipe.data.train)
             require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
             require_objects(context.train, recipe.data.train)
