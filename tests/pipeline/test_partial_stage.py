@@ -187,5 +187,5 @@ def test_tags_alone_without_maps_are_refused(tmp_path: Path) -> None:
 def test_more_than_253_classes_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     names = [*CLASSES, *(f"class {number}" for number in range(252))]
     many = replace(dataset, classes=Classes(names))
-    with pytest.raises(WeaksegError, match="254 classes.*253"):
+    with pytest.raises(WeaksegError, match=r"254 classes.*253"):
         run(load_recipe("partial", [*ALONE, "partial.boxes=fill"]), many, tmp_path / "run")

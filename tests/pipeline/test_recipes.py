@@ -17,6 +17,7 @@ from weakseg.data.simulate import simulate
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+from weakseg.pipeline.recipe_files import read_recipe
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.superpixels import Superpixels
@@ -74,7 +75,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
         (
             "segment.init_from=maps",
-            'segment.init_from: the stage "maps" is of kind maps, expected localise or paste or refine or segment.',
+            'segment.init_from: the stage "maps" is of kind maps, expected adjust or localise or paste or refine',
         ),
         (
             "scores.curves={CAM: maps}",
@@ -84,7 +85,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, paste, pool, ',
+            'there is no stage of kind "mask". Known: adjust, confounders, evaluate, instances, localise, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", 'runtime.device: expected auto, cpu or cuda (found "gpu")'),
@@ -248,8 +249,10 @@ def test_stages_know_what_they_read() -> None:
 
 
 def small_and_short(name: str) -> list[str]:
-    """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells."""
-    stages = load_recipe(name).stages.items()
+    """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells, one
+    repetition of rounds."""
+    once = ["rounds.count=1"] if "rounds" in read_recipe(name) else []
+    stages = load_recipe(name, once).stages.items()
     learning = [stage for stage, settings in stages if isinstance(settings, Learning)]
     merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
     small = "backbone={name: small, output_stride: 8, weights: null}"
@@ -257,6 +260,7 @@ def small_and_short(name: str) -> list[str]:
     return [
         "runtime.device=cpu",
         "data={}",
+        *once,
         *(f"{stage}.{change}" for stage in learning for change in changes),
         *(f"{stage}.{small}" for stage in merging),
     ]
