@@ -200,9 +200,11 @@ class Concluding(Protocol):
 class Deciding(Protocol):
     """A segmenter with its own way from the views of an image to the probabilities of its pixels."""
 
-    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
-        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images. The network is
-        on `device`, in evaluation mode."""
+    def probabilities(
+        self, views: Views, device: torch.device, mirrored: Sequence[int], *, mirror: bool
+    ) -> Iterator[Tensor]:
+        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images, where a label
+        is another one, `mirrored` (1 + C of them). The network is on `device`, in evaluation mode."""
         ...
 
 
