@@ -96,9 +96,7 @@ def test_evaluation_counts_instances(densepose: Path, tmp_path: Path) -> None:
         (lambda root: (root / "points/train2014/person0.png").write_bytes(b"no png"), "person0"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    densepose: Path, break_it: Callable[[Path], object], message: str
-) -> None:
+def test_what_does_not_fit_is_named(densepose: Path, break_it: Callable[[Path], object], message: str) -> None:
     break_it(densepose)
     with pytest.raises(WeaksegError, match=message):
         open_dataset(densepose)

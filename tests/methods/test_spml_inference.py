@@ -16,7 +16,9 @@ from weakseg.methods.spml.retrieval import LabelledSegments, image_clusters, lab
 
 
 @given(st.integers(1, 9), st.integers(1, 60), st.integers(1, 25), st.integers(1, 100), st.integers(0, 99))
-def test_the_nearest_of_parts_are_those_of_a_full_sort(queries: int, memory: int, k: int, chunk: int, seed: int) -> None:
+def test_the_nearest_of_parts_are_those_of_a_full_sort(
+    queries: int, memory: int, k: int, chunk: int, seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     asked, known = torch.randn(queries, 5, generator=random), torch.randn(memory, 5, generator=random)
     with pytest.MonkeyPatch.context() as patch:

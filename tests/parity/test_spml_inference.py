@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from weakseg.data.opencv import scale_nearest
 from weakseg.labels import VOID
-from weakseg.methods.spml.clustering import normalised, numbered, prototypes, resize_by_corner
+from weakseg.methods.spml.clustering import numbered, prototypes, resize_by_corner
 from weakseg.methods.spml.inference import (
     Network,
     Size,
@@ -313,7 +313,10 @@ def test_softmax_at_several_scales(parity: Any) -> None:
     logits = toy_logits(parity, embeddings, 64)
     for number, picture, image in images(vectors, "test"):
         found = over_views(
-            image, SCALES, lambda view: cut(windowed(logits, view, windows), size_of(view)), lambda maps: maps.softmax(0)
+            image,
+            SCALES,
+            lambda view: cut(windowed(logits, view, windows), size_of(view)),
+            lambda maps: maps.softmax(0),
         )
         agrees(every_sixth(found), vectors[f"inference_softmax_crf_msc_prob{number}_sample"], 1e-4)
         same_labels(np.asarray(found.argmax(0)), vectors[f"inference_softmax_crf_msc_prob{number}_argmax"])
@@ -387,7 +390,9 @@ def test_retrieval_at_several_scales(parity: Any) -> None:
         same_labels(np.asarray(found.argmax(0)), vectors[f"inference_msc_label{number}"])
         same_labels(refined(picture, found), vectors[f"inference_crf_msc_label{number}"])
     _, picture, image = next(images(vectors, "train"))
-    found = relabelled(over_views(image, (0.5, 1, 1.5, 2), shares, lambda maps: maps), shown(vectors["train0_semantic"], 21))
+    found = relabelled(
+        over_views(image, (0.5, 1, 1.5, 2), shares, lambda maps: maps), shown(vectors["train0_semantic"], 21)
+    )
     assert np.abs(every_sixth(found) - vectors["pseudo_inference_crf_msc_prob0_sample"]).mean() <= 0.005
     same_labels(np.asarray(found.argmax(0)), vectors["pseudo_inference_crf_msc_prob0_argmax"])
     same_labels(refined(picture, found), vectors["pseudo_inference_crf_msc_label0"])

@@ -1,7 +1,7 @@
 """DensePose's body parts on COCO images, as SPML learns them from points.
 
-Güler, Neverova, Kokkinos, "DensePose: Dense Human Pose Estimation In The Wild", CVPR 2018 (arXiv 1802.00434); the labels are
-those of Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957).
+Güler, Neverova, Kokkinos, "DensePose: Dense Human Pose Estimation In The Wild", CVPR 2018 (arXiv 1802.00434); the
+labels are those of Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957).
 """
 
 from __future__ import annotations

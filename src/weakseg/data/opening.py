@@ -51,8 +51,8 @@ FORMATS = {
 
 
 def open_dataset(path: Path | str, format: str | None = None, report: Report | None = None) -> Dataset:
-    """Open a data set of the given format ("voc", "coco", "densepose", "folder"), or of the first that its files show, with the
-    corrected masks that lie in its folder.
+    """Open a data set of the given format ("voc", "coco", "densepose", "folder"), or of the first that its files show,
+    with the corrected masks that lie in its folder.
 
     Raises `WeaksegError` for an unknown format, a path that does not exist or that no format fits, and for the
     problems that the reader finds; with a `report` these go there instead, and what is sound is returned.

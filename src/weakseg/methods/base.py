@@ -39,9 +39,9 @@ from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints", "find_method", "kind_of", "means",
-    "methods", "version_of",
+    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method",
+    "Reading", "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints",
+    "find_method", "kind_of", "means", "methods", "version_of",
 ]  # fmt: skip
 
 Image = npt.NDArray[np.uint8]

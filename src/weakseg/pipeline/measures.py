@@ -18,8 +18,8 @@ from weakseg.ops.accumulator import Accumulator, as_json
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.boundary import BoundaryScore
 from weakseg.ops.confusion import Confusion
-from weakseg.ops.instance_weighted import InstanceWeighted
 from weakseg.ops.context import OnContext, context_scores, on_context
+from weakseg.ops.instance_weighted import InstanceWeighted
 from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
 from weakseg.threads import threaded

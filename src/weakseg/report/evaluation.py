@@ -38,7 +38,9 @@ def score_folder(masks: Path, dataset: Dataset, split: str) -> tuple[MaskScores,
     """The scores of the label maps, and the names of those that belong to no image of the split."""
     samples = dataset.split(split)
     found = _find_masks(masks, samples, split)
-    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring", by_instances=True)
+    scores = measure_masks(
+        samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring", by_instances=True
+    )
     return scores, sorted(found.keys() - {sample.name for sample in samples})
 
 

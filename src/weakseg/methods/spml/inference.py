@@ -1,4 +1,7 @@
-"""SPML's windows and scales (spml: sliding windows, averages over scales and mirror images)."""
+"""How SPML looks at images: sliding windows, and means over scales and mirror images.
+
+Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957); sizes and orders are those of the authors' program.
+"""
 
 from __future__ import annotations
 
@@ -93,9 +96,7 @@ def scaled_views(image: Tensor, scales: Sequence[float], *, mirror: bool) -> Ite
         yield view, False
 
 
-def over_scales(
-    of_view: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float], *, mirror: bool
-) -> Tensor:
+def over_scales(of_view: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float], *, mirror: bool) -> Tensor:
     """The mean (K, H, W) over scales and mirror images of what `of_view` says of a view, (K, h, w), at its size."""
     size = (int(image.shape[1]), int(image.shape[2]))
     found = []

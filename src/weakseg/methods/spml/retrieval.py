@@ -113,9 +113,7 @@ def label_shares(labels: Tensor, count: int) -> Tensor:
     return F.one_hot(labels, count).float().mean(1)
 
 
-def retrieved_shares(
-    embedding: Tensor, clusters: Tensor, memory: LabelledSegments, count: int, k: int = 20
-) -> Tensor:
+def retrieved_shares(embedding: Tensor, clusters: Tensor, memory: LabelledSegments, count: int, k: int = 20) -> Tensor:
     """The shares (count, h, w) of labels among the `k` segments of a memory that are most similar to each pixel's
     cluster. `embedding` is (D, h, w); the memory's labels are below `count`."""
     queries = prototypes(

@@ -49,7 +49,9 @@ class Retrieve(BySimilarity):
         parts = [read_npz(memory_path(folder, sample)) for sample in context.train]
         memory = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         if not len(memory["labels"]):
-            raise WeaksegError(f'The label maps of "{self.labels}" name no class anywhere, so nothing can be retrieved.')
+            raise WeaksegError(
+                f'The label maps of "{self.labels}" name no class anywhere, so nothing can be retrieved.'
+            )
         memory = {name: values.to(device) for name, values in memory.items()}
 
         def make(sample: Sample) -> None:
