@@ -13,7 +13,7 @@ from weakseg.data.images import read_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe
-from weakseg.pipeline.run import run
+from weakseg.pipeline.run import MANIFEST_NAME, PENDING_NAME, run
 
 SMALL = "{name: small, output_stride: 8, weights: null, frozen_stages: 0}"
 CHANGES = [
@@ -52,15 +52,15 @@ def test_an_interrupted_stage_goes_on_with_the_same_masks(finished: tuple[Path, 
     data, root = finished
     again = tmp_path / "run"
     shutil.copytree(root, again)
+    before = {}
     for stage in ("pseudo", "retrieved"):
-        [manifest] = (again / stage).glob("manifest*.json") or [None]
-        assert manifest is not None
-        manifest.unlink()
+        (again / stage / MANIFEST_NAME).rename(again / stage / PENDING_NAME)
         first, *others = sorted((again / stage / "masks").glob("*.png"))
-        kept = first.stat().st_mtime_ns
+        before[stage] = first, first.stat().st_mtime_ns
         for path in others:
             path.unlink()
-        run(load_recipe("toy-spml", CHANGES), open_dataset(data), again)
+    run(load_recipe("toy-spml", CHANGES), open_dataset(data), again)
+    for stage, (first, kept) in before.items():
         assert first.stat().st_mtime_ns == kept
         for name, labels in masks(root, stage).items():
             np.testing.assert_array_equal(masks(again, stage)[name], labels)

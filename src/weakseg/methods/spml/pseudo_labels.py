@@ -1,6 +1,6 @@
 """SPML's pseudo-labels: class scores that walk over an image by the similarity of its embedding.
 
-Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957), appendix. With unit embeddings f_i of the cells of an image, of 8 × 8 pixels,
+Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957), appendix. With unit embeddings f_i of the cells of an image (8 × 8 pixels),
 
     A_ij = mean over views of exp(5 f_i · f_j - 5),    B = A^20 elementwise,    T_ij = B_ij / Σ_k B_kj,
     R = S · T^64,
