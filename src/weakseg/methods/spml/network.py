@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -161,12 +161,14 @@ class EmbeddingSegmenter(base.Segmenter):
         return self.classifier(self.pixel_embeddings(images))
 
     @torch.inference_mode()
-    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
+    def probabilities(
+        self, views: Views, device: torch.device, mirrored: Sequence[int], *, mirror: bool
+    ) -> Iterator[Tensor]:
         """The mean over views of the classifier's probabilities (1 + C, H, W), each from the mean of the scores of
         sliding windows."""
         for number in range(len(views.scaled[0])):
             pictures = [scale[number].permute(2, 0, 1) for scale in views.scaled]
-            yield mean_over_views(self._scores, pictures, views.size, device, mirror=mirror)
+            yield mean_over_views(self._scores, pictures, views.size, device, mirrored if mirror else None)
 
     def _scores(self, image: Tensor) -> Tensor:
         windows = self.options.windows()
