@@ -16,6 +16,8 @@ from weakseg.errors import WeaksegError
 
 BACKGROUND = 0
 VOID = 255
+UNLABELLED = 254
+"""In partial label maps only (`ops.partial`): a pixel that takes part, but whose label nobody knows."""
 MAX_CLASSES = VOID - 1
 RESERVED = ("background", "void")
 

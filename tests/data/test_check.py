@@ -273,3 +273,26 @@ def test_an_interrupted_check_stops(voc: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         check_dataset(voc, on_image=interrupt)
+
+
+def test_labels_that_contradict_are_named(sound: Path) -> None:
+    names = {"classes": ["cat", "cow"]}
+    point, stroke = {"class": "cow", "point": [1, 1]}, {"class": "background", "points": [[0, 0], [2, 2]]}
+    one = {"tags": ["cat"], "points": [point], "scribbles": [stroke], "boxes": [{"class": "cat", "box": [3, 1, 3, 5]}]}
+    (sound / "labels.json").write_text(json.dumps({**names, "images": {"one": one, "four": {"tags": ["cat"]}}}))
+    report = check_dataset(sound)
+    denied = [note for note in report.notes if "do not name this class" in note]
+    assert [note for note in denied if "one, point" in note and "cow" in note] == denied
+    assert len(denied) == 1
+    assert any("boxes[0]" in note and "no area" in note for note in report.notes)
+
+
+def test_labels_beside_a_data_set_are_checked(sound: Path) -> None:
+    outside, unknown = {"class": "cat", "point": [70, 5]}, {"class": "dragon", "points": [[0, 0]]}
+    images = {"one": {"points": [outside]}, "four": {"scribbles": [unknown]}}
+    (sound / "points.json").write_text(json.dumps({"images": images}))
+    (sound / "boxes.json").write_text(json.dumps({"images": {"one": {"tags": ["cat"]}, "nowhere": {}}}))
+    report = check_dataset(sound)
+    for place, what in (("points.json", "outside"), ("points.json", "dragon"), ("boxes.json", "tags")):
+        assert any(place in problem and what in problem for problem in report.problems), what
+    assert any("nowhere" in note for note in report.notes)

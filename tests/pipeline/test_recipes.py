@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 
 from tiny import write_tiny_voc
+from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.opening import open_dataset
+from weakseg.data.simulate import simulate
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
@@ -264,9 +268,20 @@ def small_and_short(name: str) -> list[str]:
     ]
 
 
+def with_all_kinds_of_labels(dataset: Dataset) -> Dataset:
+    """The same with tags, boxes, points and scribbles from the masks."""
+
+    def labelled(sample: Sample) -> Sample:
+        assert sample.mask is not None
+        return replace(sample, labels=simulate(sample.mask.read(), np.random.default_rng(0)))
+
+    splits = {split: list(map(labelled, samples)) for split, samples in dataset.splits.items()}
+    return replace(dataset, splits=splits)
+
+
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_a_shipped_recipe_runs_to_its_scores(name: str, tmp_path: Path) -> None:
-    dataset = open_dataset(write_tiny_voc(tmp_path / "data"))
+    dataset = with_all_kinds_of_labels(open_dataset(write_tiny_voc(tmp_path / "data")))
     run(load_recipe(name, small_and_short(name)), dataset, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
     assert {row["split"] for row in rows} == {"score", "val"}

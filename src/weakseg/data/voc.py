@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading
+from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
 from weakseg.data.pickled import read_pickled_dict
@@ -49,6 +51,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
       includes its last.
+    - Further boxes, points and scribbles: `points.json`, `scribbles.json`, `boxes.json` (`folder.read_sidecars`).
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
     """
@@ -179,13 +182,15 @@ def _weak_labels(
     listed = _read_tags_json(root / "tags.json", images, classes, report)
     published = _read_cls_labels(root / "cls_labels.npy", images, values, report)
     annotations = find_files(root / "Annotations", (".xml",), report)
+    beside, label_reader = read_sidecars(root, images, report), LabelReader(classes, report)
 
     @cache
     def of(name: str) -> WeakLabels:
+        more = label_reader(beside.get(name, []), images[name])
         if name not in annotations:
-            return WeakLabels(listed.get(name, published.get(name)))
+            return replace(more, tags=listed.get(name, published.get(name)))
         annotated, boxes = _read_annotation(annotations[name], images[name], classes, report)
-        return WeakLabels(listed.get(name, published.get(name, annotated)), boxes)
+        return replace(more, tags=listed.get(name, published.get(name, annotated)), boxes=boxes + more.boxes)
 
     return of
 

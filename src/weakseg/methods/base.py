@@ -23,7 +23,7 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -38,14 +38,14 @@ from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
-from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.activation import ActivationMaps, Views
 from weakseg.ops.fields import LABELS, TAGS, Batch, ImageField
 from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Segmenter", "Separating", "Settings", "absolute", "checkpoints", "find_method", "kind_of", "means",
+    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
+    "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints", "find_method", "kind_of", "means",
     "methods", "version_of",
 ]  # fmt: skip
 
@@ -98,6 +98,20 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
+
+    def start_from(self, other: Method) -> None:
+        """Take over the weights of a trained network: all of them if it is of the same method, those of its backbone
+        otherwise. Whatever does not fit raises `RuntimeError` or `AttributeError`."""
+        if type(self) is type(other):
+            self.load_state_dict(other.state_dict())
+        else:
+            self.get_submodule("backbone").load_state_dict(other.get_submodule("backbone").state_dict())
+
+    @classmethod
+    def prepare_image(cls, settings: Any, item: Item) -> Item:
+        """What is learned from an image (H, W, 3) as it is in its file, and its fields, before a view of it is taken;
+        happens in loading processes."""
+        return item
 
     @classmethod
     def prepare(cls, settings: Any, view: Item) -> Item:
@@ -201,6 +215,47 @@ class Concluding(Protocol):
         ...
 
 
+@runtime_checkable
+class Deciding(Protocol):
+    """A segmenter with its own way from the views of an image to the probabilities of its pixels."""
+
+    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
+        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images. The network is
+        on `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Spreading(Protocol):
+    """A method that spreads labels over an image by the similarity of what it makes of its pixels."""
+
+    SpreadOptions: ClassVar[type[AnySettings]]
+
+    def spread(self, item: Item, maps: ActivationMaps | None, options: Any, device: torch.device) -> Tensor:
+        """Scores (1 + C, H, W) of one image. `item` holds `image`, uint8 (H, W, 3), its partial `labels` and, where
+        there are some, `regions`, both (H, W); `maps` are its activation maps, where they are needed. The network is on
+        `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A method that labels an image by what it remembers of others."""
+
+    RetrievalOptions: ClassVar[type[AnySettings]]
+
+    def remember(self, item: Item, options: Any, device: torch.device) -> dict[str, npt.NDArray[Any]]:
+        """What is remembered of one image with `labels` (H, W): named arrays, whose rows belong together."""
+        ...
+
+    def retrieve(
+        self, image: Image, present: Collection[int], memory: Mapping[str, Tensor], options: Any, device: torch.device
+    ) -> Tensor:
+        """Scores (1 + C, H, W) of one image by the rows of all images' memories, on `device`. `present` are the labels
+        that it is known to show, 0 among them."""
+        ...
+
+
 class MaskRule(ABC):
     """Makes pseudo-masks from activation maps in a method's own way."""
 
@@ -292,7 +347,10 @@ def version_of(method: Kind) -> list[Any]:
     module = sys.modules[method.__module__]
     path = Path(inspect.getfile(module))
     installed = module.__name__.startswith("weakseg.") and "site-packages" in path.parts
-    return [method.version] if installed else [method.version, _digest(path.read_text(encoding="utf-8"))]
+    if installed:
+        return [method.version]
+    sources = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    return [method.version, *(_digest(source.read_text(encoding="utf-8")) for source in sources)]
 
 
 def _word(kind: Kind) -> str:

@@ -36,13 +36,15 @@ class ImageField:
                 height and width (below 0 and above 1 outside of the image), and 1 where it is mirrored, else 0.
 
     `at_inference` says that the network reads the field at inference as well. `folder` is a folder beside the images
-    whose files NAME.png hold the field, 8-bit grey: values 0 to 255 of labels and ids, 0 to 1 of maps.
+    whose files NAME.png hold the field, 8-bit grey: values 0 to 255 of labels and ids, 0 to 1 of maps. `partial` labels
+    tell unlabelled pixels (254) from void ones; for all others both are void.
     """
 
     follows: Follows
     outside: int = VOID
     at_inference: bool = False
     folder: str | None = None
+    partial: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -54,6 +56,8 @@ TAGS = ImageField("whole")
 """(C,) float32: 1 for classes that the weak labels name, else 0."""
 LABELS = ImageField("labels")
 """(H, W) uint8: 0 background, 1 … C, 255 void."""
+PARTIAL_LABELS = ImageField("labels", partial=True)
+"""(H, W) uint8: 0 background, 1 … C, 254 unlabelled, 255 void; C is at most 253."""
 GEOMETRY = ImageField("geometry", at_inference=True)
 
 

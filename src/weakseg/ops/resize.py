@@ -12,9 +12,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
-Labels = TypeVar("Labels", npt.NDArray[np.uint8], Tensor)
+from weakseg.labels import VOID
+
+Labels = TypeVar("Labels", npt.NDArray[np.uint8], npt.NDArray[np.bool_], Tensor)
 
 
 @lru_cache(maxsize=4096)
@@ -72,6 +76,38 @@ def _cells(side: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     """The first position of each of `count` cells, and the one after its last."""
     cells = np.arange(count, dtype=np.int64)
     return cells * side // count, -(-(cells + 1) * side // count)
+
+
+def within_long_side(size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    """(H, W), scaled down so that no side is longer than `long_side`; as it is where none is, or for None."""
+    if long_side is None or max(size) <= long_side:
+        return size
+    height, width = (max(1, round(side * long_side / max(size))) for side in size)
+    return height, width
+
+
+def shrink_image(image: npt.NDArray[np.uint8], long_side: int | None) -> npt.NDArray[np.uint8]:
+    """An image (H, W, 3) `within_long_side`, by Pillow's bicubic filter, which is wider the smaller the result."""
+    height, width = within_long_side((image.shape[0], image.shape[1]), long_side)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def shrink_marks(marks: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A partial label map (H, W), 255 where nothing is known, at a smaller `size`; no mark is lost, however thin."""
+    y, x = np.nonzero(marks != VOID)
+    small = np.full(size, VOID, np.uint8)
+    small[y * size[0] // marks.shape[0], x * size[1] // marks.shape[1]] = marks[y, x]
+    return small
+
+
+def resize_bilinear(values: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Values (K, H, W) resized to `size`, bilinear (align_corners=False); means over areas where they shrink."""
+    if values.shape[1:] == tuple(size) or len(values) == 0:
+        return np.zeros((0, *size), np.float32) if len(values) == 0 else values
+    how = {"mode": "area"} if size[0] < values.shape[1] else {"mode": "bilinear", "align_corners": False}
+    return F.interpolate(torch.from_numpy(values)[None], size, **how)[0].numpy()
 
 
 def aligned_side(side: int, stride: int, least: int = 1) -> int:

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -35,6 +35,12 @@ class DataSettings(Settings):
         default="auto",
         description="the split with masks that activation maps and pseudo-masks are measured on; its weak labels are "
         "used. auto: the training split where it has masks; null: none",
+    )
+    long_side: Annotated[int, Field(gt=0)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="pixels: the longer side that larger photographs are scaled down to, in training and in all that "
+        "follows; masks have their full size again. auto: the largest of the localiser's training (resize_long); null: "
+        "none",
     )
     val: str | None = Field(
         default="auto", description="the split the segmenter is measured on; auto: val, if there is one; null: none"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import reading
 from weakseg.data.images import find_files, read_label_map
@@ -91,7 +93,12 @@ def _image_table(image_iou: Mapping[str, float | None]) -> str:
 
 def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
     """What a reader of the scores should know besides."""
-    remarks = []
+    remarks, matrix = [], np.array(values["matrix"])
+    names_no_class = "no class, only background and void. Labels of classes are 1 … C; 255 is void, also in black and "
+    if not matrix[1:-1].any():
+        remarks.append(f"The ground truth shows {names_no_class}white masks. The scores say nothing.")
+    elif not matrix[:, 1:-1].any():
+        remarks.append(f"The masks show {names_no_class}white ones.")
     if unlabelled := values["pixels_predicted_as_no_class"]:
         share = percent(unlabelled / values["pixels"])
         remarks.append(f"{share} % of the pixels are void or of no known class in the masks; they count as wrong.")

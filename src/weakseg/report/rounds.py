@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.report import pictures
@@ -57,7 +56,7 @@ def _maps(run: RunFolder) -> Iterator[Markup]:
         part = "score" if parts["score"] else "train"
         yield element("h3", "Activation maps through the rounds")
         for sample in pictures.spread(list(parts[part].values()), IMAGES):
-            shown = Shown(part, sample, read_image(sample.image), classes)
+            shown = Shown(part, sample, sample.read_image(), classes)
             maps = (figure for name, kind in stages.items() for figure in kind.report_figures(run, name, shown))
             yield strip([shown.photo(), *maps], columns=2 + last_round(run))
     except WeaksegError as error:

@@ -96,7 +96,6 @@ class Adjust(Learning):
 @torch.inference_mode()
 def _part(run: RunFolder, name: str) -> Iterator[Markup]:
     """The context maps of some images, and which classes' contexts each was given."""
-    from weakseg.data.images import read_image
     from weakseg.report import pictures
     from weakseg.report.figures import figure, strip
     from weakseg.report.markup import element, note
@@ -116,7 +115,7 @@ def _part(run: RunFolder, name: str) -> Iterator[Markup]:
     )
     figures = []
     for sample in pictures.spread(list(parts["train"].values()), SHOWN):
-        x, image = torch.from_numpy(read(sample)["context"])[None], read_image(sample.image)
+        x, image = torch.from_numpy(read(sample)["context"])[None], sample.read_image()
         maps = network.conta(x)
         size = (image.shape[0], image.shape[1])
         whole = F.interpolate(maps[None] / maps.max().clamp(min=1e-12), size, mode="bilinear", align_corners=False)
