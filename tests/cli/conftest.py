@@ -91,6 +91,14 @@ def finished_context(tmp_path_factory: pytest.TempPathFactory, process: Process)
     return finish(folder, process, str(folder / "context.yaml"), settings)
 
 
+@pytest.fixture(scope="session")
+def finished_icd(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """Superpixels, ICD, its two kinds of maps and its seeds."""
+    short = (change for change in TINY if not change.startswith(("segment", "maps.scales")))
+    settings = (*short, "cam.augment.crop=33", "segment=null")
+    return finish(tmp_path_factory.mktemp("finished icd"), process, "toy-icd", settings)
+
+
 def finish(folder: Path, process: Process, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
     command = ("run", recipe, "--data", data, *set_options(*settings))

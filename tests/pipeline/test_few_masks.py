@@ -16,6 +16,7 @@ from weakseg.files import read_json
 from weakseg.pipeline.choosing import MOST, choose
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
+from weakseg.pipeline.stages.masks import Masks
 from weakseg.pipeline.stages.segment import ReadLabels
 from weakseg.report.run import write_report
 
@@ -98,8 +99,10 @@ def test_images_with_masks_teach_the_segmenter(data: Path, chosen: Path) -> None
     for sample in open_dataset(data).split("train"):
         pseudo = read_label_map(chosen / "masks" / "masks" / f"{sample.name}.png")
         expected = sample.mask.read() if sample.mask is not None else pseudo
-        np.testing.assert_array_equal(ReadLabels(chosen / "masks", true_masks=True)(sample)["labels"], expected)
-        np.testing.assert_array_equal(ReadLabels(chosen / "masks")(sample)["labels"], pseudo)
+        np.testing.assert_array_equal(
+            ReadLabels(Masks, chosen / "masks", partial=False, true_masks=True)(sample)["labels"], expected
+        )
+        np.testing.assert_array_equal(ReadLabels(Masks, chosen / "masks", partial=False)(sample)["labels"], pseudo)
     text = write_report(chosen).read_text(encoding="utf-8")
     assert f"ground truth of {len(MASKED)} of 8 images" in text
 

@@ -91,7 +91,7 @@ def test_masks_in_black_and_white_are_noticed(dataset: Dataset, masks: Path, tmp
         with_class = read_label_map(path)
         write_label_map(path, np.where(with_class == 0, np.uint8(0), np.uint8(255)))
     text = evaluate_folder(masks, dataset, "val", tmp_path / "out")
-    assert "255 is void" in text
+    assert "255 is the foreground" in text
 
 
 def test_classes_that_do_not_occur_count_by_one_rule_only(dataset: Dataset, masks: Path, tmp_path: Path) -> None:

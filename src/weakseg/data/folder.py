@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from weakseg.data.dataset import UNLABELLED, Dataset, Sample
 from weakseg.data.findings import Report, Reported, reading
 from weakseg.data.geometry import Places, Size, size_of
-from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, find_files, image_size, match_name
+from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, files_of_images, find_files, image_size, match_name
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_text
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, folded
@@ -71,9 +71,9 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
         entries = _entries(rows, images, report)
         beside = read_sidecars(root, images, report)
         classes = _classes(root, declared, [*entries.values(), *beside.values()], report)
-        values = {label: label for label in (*range(len(classes) + 1), VOID)}
-        masks = _of_images(root / "masks", images, report)
-        drawings = _of_images(root / "scribbles", images, report)
+        values = classes.own_values()
+        masks = files_of_images(root / "masks", images, report)
+        drawings = files_of_images(root / "scribbles", images, report)
         label_reader = LabelReader(classes, report)
 
         splits: dict[str, list[Sample]] = {}
@@ -403,14 +403,6 @@ class LabelReader:
 
 
 # Drawn files
-
-
-def _of_images(folder: Path, images: Mapping[str, Path], report: Report) -> dict[str, Path]:
-    """The PNGs of a folder that belong to images; one that belongs to none is a problem."""
-    found = find_files(folder, (".png",), report, note_others=True)
-    for name in sorted(found.keys() - images.keys()):
-        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
-    return found
 
 
 def _read_strokes(drawing: IndexMask, image: Path, report: Report) -> tuple[Scribble, ...]:

@@ -411,6 +411,14 @@ def write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(temporary, format="JPEG", quality=85)
 
 
+def files_of_images(folder: Path, names: Collection[str], report: Report) -> dict[str, Path]:
+    """The PNGs of a folder by name, which are those of images `names`; one that belongs to none is a problem."""
+    found = find_files(folder, (".png",), report, note_others=True)
+    for name in sorted(found.keys() - set(names)):
+        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
+    return found
+
+
 @dataclass(frozen=True)
 class IndexMask:
     """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels."""

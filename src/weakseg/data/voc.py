@@ -50,7 +50,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
       by many papers) and `Annotations/*.xml` that knows the image. They are never taken from masks:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
-      includes its last.
+      includes its last. Where tags are from there, classes all of whose objects are difficult are known as such.
     - Further boxes, points and scribbles: `points.json`, `scribbles.json`, `boxes.json` (`folder.read_sidecars`).
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
@@ -189,8 +189,11 @@ def _weak_labels(
         more = label_reader(beside.get(name, []), images[name])
         if name not in annotations:
             return replace(more, tags=listed.get(name, published.get(name)))
-        annotated, boxes = _read_annotation(annotations[name], images[name], classes, report)
-        return replace(more, tags=listed.get(name, published.get(name, annotated)), boxes=boxes + more.boxes)
+        annotated = _read_annotation(annotations[name], images[name], classes, report)
+        tags = listed.get(name, published.get(name))
+        if tags is not None:
+            annotated = replace(annotated, tags=tags, difficult=frozenset())
+        return replace(more, tags=annotated.tags, boxes=annotated.boxes + more.boxes, difficult=annotated.difficult)
 
     return of
 
@@ -232,28 +235,28 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
     return tags
 
 
-def _read_annotation(
-    path: Path, image: Path, classes: Classes, report: Report
-) -> tuple[frozenset[int], tuple[Box, ...]]:
+def _read_annotation(path: Path, image: Path, classes: Classes, report: Report) -> WeakLabels:
     """Tags and boxes of the objects of one XML file."""
-    labels = set()
+    labels, plain = set(), set()
     boxes = []
     try:
         # Parts (head, hand, foot) lie deeper in the tree and are not found.
         objects = _parse_xml(path).findall("object")
     except WeaksegError as error:
         report.problem(str(error))
-        return frozenset(), ()
+        return WeakLabels(frozenset())
     size = size_of(image) if any(element.find("bndbox") is not None for element in objects) else None
     for element in objects:
         try:
             label = classes.label((element.findtext("name") or "").strip())
             labels.add(label)
+            if element.findtext("difficult", "").strip() != "1":
+                plain.add(label)
             if (bounds := element.find("bndbox")) is not None:
                 boxes.append(_box(label, bounds, size, Places(report), str(path)))
         except WeaksegError as error:
             report.problem(str(error), str(path))
-    return frozenset(labels), tuple(boxes)
+    return WeakLabels(frozenset(labels), tuple(boxes), difficult=frozenset(labels - plain))
 
 
 def _box(label: int, bounds: ElementTree.Element, size: Size | None, places: Places, where: str) -> Box:

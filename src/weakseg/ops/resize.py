@@ -1,7 +1,7 @@
 """Sizes of images, nearest-neighbour resizing of label maps that does not shift them, and averages over cells.
 
-An output pixel takes the label of the source pixel that contains its centre. The default "nearest" of OpenCV and
-PyTorch takes the corner instead, which shifts the labels by up to half an output pixel.
+Nearest neighbour: an output pixel takes the label of the source pixel that contains its centre. The default "nearest"
+of OpenCV and PyTorch takes the corner instead, which shifts the labels by up to half an output pixel.
 """
 
 from __future__ import annotations
@@ -114,3 +114,29 @@ def aligned_side(side: int, stride: int, least: int = 1) -> int:
     """`least`, or the next multiple of `stride`, and one, that holds a longer side: there, the corners of the features
     of a network lie on the corners of its image."""
     return least if side <= least else 1 + -(-(side - 1) // stride) * stride
+
+
+def aligned_taps(source: int, target: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """What bilinear resizing of an axis with corners on corners reads: for `target` places a pixel of `source` and its
+    weight (float64), once where all places are pixels, else twice."""
+    places = torch.arange(target, device=device) * (source - 1)
+    steps = max(target - 1, 1)
+    first, rest = places // steps, (places % steps).double() / steps
+    taps = [(first, 1 - rest), ((first + 1).clamp(max=source - 1), rest)]
+    return taps if rest.any() else taps[:1]
+
+
+def resize_labels_by_majority(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A batch of label maps (N, H, W) uint8, resized to `size` (h, w): the label that has more than half of what
+    corner-aligned bilinear resizing reads, void where none has."""
+    rows, columns = (aligned_taps(*sides, labels.device) for sides in zip(labels.shape[-2:], size, strict=True))
+    taps = [
+        (labels[..., row, :][..., column], torch.outer(row_weight, column_weight))
+        for row, row_weight in rows
+        for column, column_weight in columns
+    ]
+    result = torch.full_like(taps[0][0], VOID)
+    for label, _ in taps:
+        share = torch.stack([weight * (other == label) for other, weight in taps]).sum(0)
+        result = torch.where(share > 0.5, label, result)
+    return result

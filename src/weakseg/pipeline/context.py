@@ -116,8 +116,6 @@ def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]
 def require_labels(samples: Sequence[Sample], split: str) -> None:
     """Raise `WeaksegError` unless something is known of every sample."""
     unknown = [sample.name for sample in samples if not sample.labels.known]
-    if not samples:
-        raise WeaksegError(f'The split "{split}" has no images.')
     if unknown:
         raise WeaksegError(
             f'{len(unknown)} of {len(samples)} images of the split "{split}" have no tags and no other weak label, '

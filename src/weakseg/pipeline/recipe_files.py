@@ -31,6 +31,10 @@ class DataSettings(Settings):
     images_per_class: int | None = Field(
         default=None, gt=0, description="a balanced part of it: at most so many images of a class; null: all"
     )
+    difficult: bool = Field(
+        default=True,
+        description="learn from classes, too, all of whose objects in an image are marked as difficult (PASCAL VOC)",
+    )
     score: str | None = Field(
         default="auto",
         description="the split with masks that activation maps and pseudo-masks are measured on; its weak labels are "

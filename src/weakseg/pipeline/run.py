@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def run(
             *parts(dataset, recipe),
             working_size(recipe),
         )
-        if any(stage.reads_weak_labels() for stage in recipe.stages.values()):
+        if not context.train:
+            raise WeaksegError(f'The split "{recipe.data.train}" has no images.')
+        if recipe.data.images_per_class is not None or any(s.reads_weak_labels() for s in recipe.stages.values()):
             require_labels(context.train, recipe.data.train)
             require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
             require_objects(context.train, recipe.data.train)
@@ -376,6 +379,8 @@ def parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[
         val = [sample for sample in dataset.splits.get("val", ()) if sample.mask is not None]
     elif settings.val is not None:
         val = _with_masks(dataset, settings.val)
+    if not settings.difficult:
+        train, score = ([_without_difficult(sample) for sample in samples] for samples in (train, score))
     train, score, val = (at_working_size(samples, working_size(recipe)) for samples in (train, score, val))
     return train, score, val
 
@@ -388,6 +393,10 @@ def working_size(recipe: Recipe) -> int | None:
         stage for stage in recipe.stages.values() if isinstance(stage, Learning) and stage.leaves == "localiser"
     ]
     return max((stage.augment.resize_long[1] for stage in learning if stage.augment.resize_long), default=None)
+
+
+def _without_difficult(sample: Sample) -> Sample:
+    return replace(sample, labels=sample.labels.without_difficult())
 
 
 def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:

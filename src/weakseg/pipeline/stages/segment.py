@@ -91,6 +91,8 @@ class Segment(Learning):
         super().prepare(context)
         if self.learns_from_corrections():
             require_corrections(self.samples(context))
+        elif self.given():
+            require_ground_truth(self.samples(context))
         if self.learns_from_masks():
             require_masks(self.samples(context))
 
@@ -170,6 +172,16 @@ class ReadLabels:
         if self.stage.leaves == "partial" and not self.partial:
             labels = np.where(labels == UNLABELLED, np.uint8(VOID), labels)
         return {"labels": labels}
+
+
+def require_ground_truth(samples: Sequence[Sample]) -> None:
+    """Raise `WeaksegError` unless every sample has a mask."""
+    without = [sample.name for sample in samples if sample.mask is None]
+    if without:
+        raise WeaksegError(
+            f"{len(without)} of {len(samples)} images have no ground truth to train on, the first is {without[0]}. "
+            "Add their masks, take them out of the split, or set masks to a stage of pseudo-masks."
+        )
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:
