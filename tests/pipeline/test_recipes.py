@@ -253,7 +253,8 @@ def small_and_short(name: str) -> list[str]:
     repetition of rounds."""
     once = ["rounds.count=1"] if "rounds" in read_recipe(name) else []
     stages = load_recipe(name, once).stages.items()
-    learning = [stage for stage, settings in stages if isinstance(settings, Learning)]
+    learning = {stage: settings for stage, settings in stages if isinstance(settings, Learning)}
+    canvases = [stage for stage, settings in learning.items() if "canvas" in settings.model]
     merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
     small = "backbone={name: small, output_stride: 8, weights: null}"
     changes = (f"model.{small}", "augment={scale_range: [0.75, 1.25], crop: 40}", "train={steps: 2, batch_size: 4}")
@@ -262,6 +263,7 @@ def small_and_short(name: str) -> list[str]:
         "data={}",
         *once,
         *(f"{stage}.{change}" for stage in learning for change in changes),
+        *(f"{stage}.model.canvas=64" for stage in canvases),
         *(f"{stage}.{small}" for stage in merging),
     ]
 
