@@ -329,6 +329,9 @@ def predict(
         str | None, typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="The background's score, for localisers.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Side in pixels of the windows that large images are seen through; none, auto.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Write areas.csv: the pixels of every class.")] = False,
     tags: Annotated[
         Path | None,
@@ -354,6 +357,8 @@ def predict(
     changes = _given(mirror=mirror, threshold=threshold)
     if scales is not None:
         changes["scales"] = scales.split(",")
+    if window is not None:
+        changes["window"] = None if window == "none" else int(window) if window.isdecimal() else window
     if crf is not None and crf != "none":
         changes["crf"] = crf
     if crf == "none":

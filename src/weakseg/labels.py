@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weakseg.errors import WeaksegError
 
 BACKGROUND = 0
 VOID = 255
+UNLABELLED = 254
+"""In partial label maps only (`ops.partial`): a pixel that takes part, but whose label nobody knows."""
 MAX_CLASSES = VOID - 1
 RESERVED = ("background", "void")
 
@@ -111,18 +113,27 @@ class Scribble:
 @dataclass(frozen=True)
 class WeakLabels:
     """What is known of one image without a mask. Tags are labels 1 … C; `None` where nobody tagged the image,
-    which is not the same as an empty set (an image without any object)."""
+    which is not the same as an empty set (an image without any object). `difficult` are the classes of which all
+    objects in the image are marked as hard to recognise, as in PASCAL VOC."""
 
     tags: frozenset[int] | None = None
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     scribbles: tuple[Scribble, ...] = ()
+    difficult: frozenset[int] = frozenset()
 
     def present(self) -> frozenset[int]:
         """The labels (1 … C) that occur in the image according to any of its labels, in one set."""
         spatial: Sequence[Box | Point | Scribble] = (*self.boxes, *self.points, *self.scribbles)
         named = {item.label for item in spatial if item.label != BACKGROUND}
         return frozenset(named) | (self.tags or frozenset())
+
+    def without_difficult(self) -> WeakLabels:
+        """The same without the difficult classes, unless all are."""
+        if self.difficult >= self.present():
+            return self
+        boxes = tuple(box for box in self.boxes if box.label not in self.difficult)
+        return replace(self, tags=self.tags and self.tags - self.difficult, boxes=boxes)
 
     @property
     def known(self) -> bool:

@@ -78,6 +78,7 @@ _EXPECTED = {
     "greater_than": "a number above {gt}",
     "less_than_equal": "a number of {le} or less",
     "less_than": "a number below {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
     "literal_error": "{expected}",
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} or fewer",
@@ -153,20 +154,20 @@ def _keys_at(cls: type[Settings], path: Sequence[Any]) -> list[str]:
     """The valid keys of the group of settings at `path` inside `cls`."""
     for part in path:
         field = cls.model_fields.get(str(part))
-        nested = _settings_in(field.annotation) if field else None
+        nested = settings_in(field.annotation) if field else None
         if nested is None:
             return []
         cls = nested
     return list(cls.model_fields)
 
 
-def _settings_in(annotation: Any) -> type[Settings] | None:
+def settings_in(annotation: Any) -> type[Settings] | None:
     """The settings class in an annotation such as `TrainSettings` or `Crf | None`."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         for option in typing.get_args(annotation):
-            found = _settings_in(option)
+            found = settings_in(option)
             if found is not None:
                 return found
     return None

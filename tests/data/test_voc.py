@@ -249,6 +249,26 @@ def test_annotations_give_tags_and_boxes_of_whole_objects(voc: Path) -> None:
     # Counted from 1 with the last pixel in the file, from 0 without it here.
     assert labels.boxes == (Box(person, 0, 1, 8, 6), Box(dog, 1, 4, 5, 5))
     assert labels_of(voc, "b").tags is None
+    # All dogs are difficult, and the rest is not.
+    assert labels.without_difficult().present() == {person, cat}
+    assert labels.without_difficult().boxes == labels.boxes[:1]
+
+
+def test_where_all_is_difficult_nothing_is_left_out(voc: Path) -> None:
+    annotate(
+        voc,
+        "a",
+        ANNOTATION.replace("<difficult>0", "<difficult>1").replace("</name></", "</name><difficult>1</difficult></"),
+    )
+    labels = labels_of(voc)
+    assert len(labels.difficult) == 3
+    assert labels.without_difficult() == labels
+
+
+def test_tags_that_are_given_are_never_difficult(voc: Path) -> None:
+    annotate(voc, "a")
+    (voc / "tags.json").write_text('{"a": ["dog", "cat"]}')
+    assert labels_of(voc).difficult == frozenset()
 
 
 def test_an_annotation_without_objects_means_an_image_without_objects(voc: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading, text_of
+from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
 from weakseg.data.pickled import read_pickled_dict
@@ -48,7 +50,8 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
       by many papers) and `Annotations/*.xml` that knows the image. They are never taken from masks:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
-      includes its last.
+      includes its last. Where tags are from there, classes all of whose objects are difficult are known as such.
+    - Further boxes, points and scribbles: `points.json`, `scribbles.json`, `boxes.json` (`folder.read_sidecars`).
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
     """
@@ -176,13 +179,18 @@ def _weak_labels(
     listed = _read_tags_json(root / "tags.json", images, classes, report)
     published = _read_cls_labels(root / "cls_labels.npy", images, values, report)
     annotations = find_files(root / "Annotations", (".xml",), report)
+    beside, label_reader = read_sidecars(root, images, report), LabelReader(classes, report)
 
     @cache
     def of(name: str) -> WeakLabels:
+        more = label_reader(beside.get(name, []), images[name])
         if name not in annotations:
-            return WeakLabels(listed.get(name, published.get(name)))
-        annotated, boxes = _read_annotation(annotations[name], images[name], classes, report)
-        return WeakLabels(listed.get(name, published.get(name, annotated)), boxes)
+            return replace(more, tags=listed.get(name, published.get(name)))
+        annotated = _read_annotation(annotations[name], images[name], classes, report)
+        tags = listed.get(name, published.get(name))
+        if tags is not None:
+            annotated = replace(annotated, tags=tags, difficult=frozenset())
+        return replace(more, tags=annotated.tags, boxes=annotated.boxes + more.boxes, difficult=annotated.difficult)
 
     return of
 
@@ -224,28 +232,28 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
     return tags
 
 
-def _read_annotation(
-    path: Path, image: Path, classes: Classes, report: Report
-) -> tuple[frozenset[int], tuple[Box, ...]]:
+def _read_annotation(path: Path, image: Path, classes: Classes, report: Report) -> WeakLabels:
     """Tags and boxes of the objects of one XML file."""
-    labels = set()
+    labels, plain = set(), set()
     boxes = []
     try:
         # Parts (head, hand, foot) lie deeper in the tree and are not found.
         objects = _parse_xml(path).findall("object")
     except WeaksegError as error:
         report.problem(str(error))
-        return frozenset(), ()
+        return WeakLabels(frozenset())
     size = size_of(image) if any(element.find("bndbox") is not None for element in objects) else None
     for element in objects:
         try:
             label = classes.label((element.findtext("name") or "").strip())
             labels.add(label)
+            if element.findtext("difficult", "").strip() != "1":
+                plain.add(label)
             if (bounds := element.find("bndbox")) is not None:
                 boxes.append(_box(label, bounds, size, Places(report), str(path)))
         except WeaksegError as error:
             report.problem(str(error), str(path))
-    return frozenset(labels), tuple(boxes)
+    return WeakLabels(frozenset(labels), tuple(boxes), difficult=frozenset(labels - plain))
 
 
 def _box(label: int, bounds: ElementTree.Element, size: Size | None, places: Places, where: str) -> Box:

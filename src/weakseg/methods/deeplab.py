@@ -115,14 +115,10 @@ class DeepLab(base.Segmenter):
         """The pixels with a label, where each score map meets the labels."""
         labels, place = batch["labels"], self.settings.loss_at
         if not self.settings.multi_scale:
-            return {"segmentation": labelled_pixels(labels, self.score_size(labels.shape[-2:]), place)}
-        full, half, three_quarters = (self.score_size(_scaled_size(labels.shape[-2:], q)) for q in (4, 2, 3))
+            return {"segmentation": labelled_pixels(labels, self.backbone.output_size(labels.shape[-2:]), place)}
+        full, half, three_quarters = (self.backbone.output_size(_scaled_size(labels.shape[-2:], q)) for q in (4, 2, 3))
         sizes = Pyramid(full, half, three_quarters, full)._asdict()
         return {f"segmentation_{name}": labelled_pixels(labels, size, place) for name, size in sizes.items()}
-
-    def score_size(self, size: Size) -> Size:
-        """The size of the scores of images of a size."""
-        return self.backbone.output_size(size)
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The backbone, ASPP's weights, and its biases at twice their rate and without weight decay.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
+from weakseg.ops.activation import GREY, IMAGENET_MEAN, IMAGENET_STD
 
 CAFFE_MEAN_BGR = (104.008, 116.669, 122.675)
-GREY = 127
 
 
 class CaffeInput(nn.Module):

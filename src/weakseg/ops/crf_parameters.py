@@ -64,3 +64,8 @@ def known_parameters(name: str, *others: str) -> str:
     if name not in PARAMETERS:
         raise ValueError(f"there is no such set of CRF parameters; known: {', '.join([*PARAMETERS, *others])}")
     return name
+
+
+def known_or_none(name: str | None) -> str | None:
+    """Check the name of a set of parameters, or None for no CRF."""
+    return None if name is None else known_parameters(name, "null")

@@ -18,7 +18,7 @@ from weakseg.pipeline.recipe import Recipe, stage_kinds
 from weakseg.pipeline.recipe_files import Head, Rounds
 from weakseg.pipeline.stages.maps import Maps
 from weakseg.pipeline.stages.walk import ByRefiner
-from weakseg.settings import Settings
+from weakseg.settings import Settings, settings_in
 
 INDENT = "  "
 COMMENT_COLUMN, WIDTH = 44, 110
@@ -37,14 +37,7 @@ Schema = dict[str, Any]
 def explained(recipe: Recipe) -> str:
     """The complete recipe as YAML; each setting is explained where it comes first. Reading it gives the same recipe."""
     told: set[tuple[type, str]] = set()
-    head = {
-        "name": recipe.name,
-        "about": recipe.about,
-        "seed": recipe.seed,
-        "data": recipe.data.model_dump(mode="json"),
-        "runtime": recipe.runtime.model_dump(mode="json"),
-    }
-    lines = [*_group(Head, head, {}, "", told), "stages:"]
+    lines = [*_group(Head, recipe.head(), {}, "", told), "stages:"]
     for name, stage in recipe.stages.items():
         lines.append(f"{INDENT}{_yaml(name)}:")
         lines += _group(type(stage), stage.model_dump(mode="json"), _by_method(stage), 2 * INDENT, told)
@@ -73,7 +66,7 @@ def _group(
         if (owner, key) not in told:
             told.add((owner, key))
             comment = _meaning(field)
-        nested = inside.get(key) or _settings_in(field.annotation)
+        nested = inside.get(key) or settings_in(field.annotation)
         if nested is not None and isinstance(value, Mapping) and value:
             yield from _with_comment(indent, f"{key}:", comment)
             yield from _group(nested, value, {}, indent + INDENT, told)
@@ -129,11 +122,6 @@ def _choices(annotation: Any) -> Iterator[Any]:
         if all(option is types.NoneType or typing.get_origin(option) is Literal for option in options):
             for option in options:
                 yield from ["null"] if option is types.NoneType else _choices(option)
-
-
-def _settings_in(annotation: Any) -> type[Settings] | None:
-    options = [annotation, *typing.get_args(annotation)]
-    return next((option for option in options if isinstance(option, type) and issubclass(option, Settings)), None)
 
 
 # Schema ---------------------------------------------------------------------------------------------------------------

@@ -48,17 +48,20 @@ class Recipe:
     runtime: RuntimeSettings
     stages: Mapping[str, Stage]
 
-    def as_yaml(self) -> str:
-        """The complete recipe, defaults included; reading it gives the same recipe again."""
-        values = {
+    def head(self) -> dict[str, Any]:
+        """The values of all settings that belong to no stage, defaults included."""
+        return {
             "name": self.name,
             "about": self.about,
             "seed": self.seed,
             "data": self.data.model_dump(mode="json"),
             "runtime": self.runtime.model_dump(mode="json"),
-            "stages": {name: stage.model_dump(mode="json") for name, stage in self.stages.items()},
         }
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    def as_yaml(self) -> str:
+        """The complete recipe, defaults included; reading it gives the same recipe again."""
+        stages = {name: stage.model_dump(mode="json") for name, stage in self.stages.items()}
+        return yaml.safe_dump({**self.head(), "stages": stages}, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

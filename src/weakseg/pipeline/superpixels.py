@@ -18,7 +18,7 @@ from weakseg.methods.base import Image
 from weakseg.models.backbone import Backbone
 from weakseg.models.norm import fold_norms
 from weakseg.models.registry import BackboneSettings, build_backbone
-from weakseg.ops.activation import network_outputs
+from weakseg.ops.activation import GREY, network_outputs
 from weakseg.ops.resize import aligned_side
 from weakseg.ops.superpixels import (
     Ids,
@@ -36,7 +36,6 @@ from weakseg.threads import pipelined
 T = TypeVar("T")
 
 SETTINGS_NAME = "superpixels.json"
-PADDING_COLOUR = 127
 
 
 class SuperpixelSettings(Settings):
@@ -89,7 +88,7 @@ def dense_features(
     stride = backbone.strides[settings.stage - 1]
     height, width = image.shape[:2]
     canvas = aligned_side(height, stride, settings.canvas), aligned_side(width, stride, settings.canvas)
-    padded = np.full((1, *canvas, 3), PADDING_COLOUR, np.uint8)
+    padded = np.full((1, *canvas, 3), GREY, np.uint8)
     padded[0, :height, :width] = image
     outputs = network_outputs(
         lambda batch: backbone(batch["image"])[settings.stage - 1], torch.from_numpy(padded), device, mirror=False

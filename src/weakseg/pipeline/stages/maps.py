@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from weakseg.data.dataset import Sample
-from weakseg.data.loading import ReadFolder, read_fields
+from weakseg.data.loading import read_fields
 from weakseg.data.transforms import Factor
 from weakseg.methods.base import Localiser, Settings
 from weakseg.methods.store import load_model, make_ready
@@ -30,7 +30,7 @@ from weakseg.ops.activation import (
 )
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Batch, Context, complete_batches
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.settings import changed, validate
 from weakseg.threads import pipelined
@@ -74,8 +74,7 @@ class Maps(Stage):
 
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
-        _, readers = self._trained(context).at_inference(context)
-        folders = [stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)]
+        folders = trained(context, self.localiser).stamps_at_inference(context)
         told = changed(self._options_class(context), self._options(context).model_dump())
         return [stamps.images(samples), stamps.weak_labels(samples), json.dumps(told, sort_keys=True), *folders]
 
@@ -85,17 +84,12 @@ class Maps(Stage):
         return settings
 
     def _options_class(self, context: Context) -> type[Settings]:
-        return self._trained(context).method_class().Options
+        return trained(context, self.localiser).method_class().Options
 
     def _options(self, context: Context) -> Settings:
         """What the localiser is told."""
-        told = {**self._trained(context).options, **self.options}
+        told = {**trained(context, self.localiser).options, **self.options}
         return validate(self._options_class(context), told, f"{self.kind}.options")
-
-    def _trained(self, context: Context) -> Learning:
-        stage = context.stages[self.localiser]
-        assert isinstance(stage, Learning)
-        return stage
 
     def run(self, context: Context, folder: Path) -> None:
         resize, normalise = STYLES[self.style]
@@ -105,7 +99,7 @@ class Maps(Stage):
         assert isinstance(network, Localiser)
         network.options = self._options(context)
         make_ready(model, device)
-        fields, readers = self._trained(context).at_inference(context)
+        fields, readers = trained(context, self.localiser).at_inference(context)
 
         def read(batch: Batch) -> tuple[Batch, Views]:
             items = [read_fields(sample, readers, fields) for sample in batch]

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map, write_label_map
-from weakseg.data.loading import ReadFolder, read_fields
+from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.loading import read_fields
 from weakseg.methods.base import Item
 from weakseg.methods.store import load_model, make_ready
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Batch, Context, complete_batches
 from weakseg.pipeline.inference import Inference, Prediction, predict_batches
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 
@@ -35,13 +35,12 @@ class Predict(Stage):
     segmenter: Annotated[str, Reads("segmenter")] = Field(description="the stage that trained the segmenter")
     inference: Inference = Field(default=Inference(), description="how the segmenter is applied")
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
-        samples = context.weakly_labelled()
-        _, readers = trained(context, self.segmenter).at_inference(context)
-        return [
-            stamps.images(samples),
-            *(stamps.files(map(r.path, samples)) for r in readers if isinstance(r, ReadFolder)),
-        ]
+        files = trained(context, self.segmenter).stamps_at_inference(context)
+        return [stamps.images(context.weakly_labelled()), *files]
 
     def run(self, context: Context, folder: Path) -> None:
         path = partial(mask_path, folder)
@@ -50,13 +49,6 @@ class Predict(Stage):
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         return read_label_map(mask_path(folder, sample))
-
-
-def trained(context: Context, stage: str) -> Learning:
-    """The stage that trains a network, by its name."""
-    learning = context.stages[stage]
-    assert isinstance(learning, Learning)
-    return learning
 
 
 def predict_samples(
@@ -72,6 +64,8 @@ def predict_samples(
         return read_fields(sample, readers, fields)
 
     def write(sample: Sample, item: Item, prediction: Prediction) -> None:
+        if sample.long_side:
+            prediction = prediction.enlarged(item["image"], read_image(sample.image))
         write_label_map(path(sample), prediction.labels)
 
     def through(batches: list[Batch]) -> Iterator[None]:

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Image, Refiner, Settings, absolute, find_method, version_of
 from weakseg.methods.store import load_model
@@ -19,7 +18,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.instances import Instances
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
 from weakseg.settings import changed, validate
@@ -77,8 +76,7 @@ class ByRefiner(Stage):
         return [stamps.images(context.weakly_labelled())]
 
     def prepare(self, context: Context) -> None:
-        stage = context.stages[self.refiner]
-        assert isinstance(stage, Learning)
+        stage = trained(context, self.refiner)
         if stage.method != self.method:
             raise WeaksegError(
                 f'A stage of the kind {self.kind} has the method {self.method}, but its refiner "{self.refiner}" '
@@ -92,7 +90,7 @@ class ByRefiner(Stage):
         path, source = partial(self.result_path, folder), context.folder(self.maps)
 
         def make(sample: Sample) -> None:
-            image, maps = read_image(sample.image), read_maps(source, sample)
+            image, maps = sample.read_image(), read_maps(source, sample)
             self.result(network, image, maps, options, device).save(path(sample))
 
         complete(self.title, context.weakly_labelled(), path, make, through=map)
