@@ -14,7 +14,7 @@ from xml.parsers import expat
 import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.findings import Report, reading
+from weakseg.data.findings import Report, reading, text_of
 from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
@@ -137,10 +137,7 @@ _PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+
 
 
 def _read_list(path: Path, report: Report) -> Iterator[_Line]:
-    text, foreign = read_text(path, fallback="cp1252")
-    if foreign:
-        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text_of(path, report).split("\n"), 1):
         where = f"{path}, line {number}"
         if not (line := line.strip()):
             continue
