@@ -16,6 +16,7 @@ from torch import Tensor
 from weakseg.errors import WeaksegError
 from weakseg.ops import randomwalk
 from weakseg.ops.randomwalk import (
+    beta_for_mean,
     boundary_walk,
     chebyshev_coefficients,
     lopsided_affinities,
@@ -169,6 +170,25 @@ def test_maps_in_half_precision_walk_in_float32() -> None:
     maps, affinities = random_case((6, 9))
     walked = random_walk(maps.half(), affinities, beta=8, steps=16)
     assert torch.equal(walked, random_walk(maps.half().float(), affinities, beta=8, steps=16))
+
+
+@given(st.integers(0, 1000), st.floats(0.02, 0.9), st.integers(2, 5))
+def test_beta_gives_the_pairs_of_a_map_their_mean(seed: int, mean: float, radius: int) -> None:
+    _, affinities = random_case((6, 8), radius, seed=seed)
+    found = beta_for_mean(affinities, mean, radius)
+    matrix = dense_matrix(affinities, radius, found)
+    linked = dense_matrix(affinities, radius, 1e-9) > 0.5
+    np.fill_diagonal(linked, False)
+    assert matrix[linked].mean() == pytest.approx(mean, rel=2e-2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_beta_is_finite_where_all_pairs_are_alike(value: float) -> None:
+    affinities = torch.full((34, 6, 8), value)
+    found = beta_for_mean(affinities, 0.03)
+    assert 2.0**-4 <= found <= 2.0**12
+    assert random_walk(torch.rand(2, 6, 8), affinities, beta=found, steps=4).isfinite().all()
+    assert math.isfinite(beta_for_mean(torch.zeros(0, 3, 3), 0.03, radius=1))
 
 
 @pytest.mark.parametrize(("steps", "restart"), [(0, 0.3), (1, 0.3), (9, 0.3), (200, 0.1), (5, 1.0)])
