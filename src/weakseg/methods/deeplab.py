@@ -75,7 +75,7 @@ class DeepLab(base.Segmenter):
         multi_scale: bool = Field(default=False, description="train on and predict from three scales of each image")
         loss_at: Place = Field(
             default="output",
-            description="whether labels come down to the scores (the nearest, or the majority) or scores up to the labels",
+            description="whether labels come down to the scores (nearest, or majority) or scores up to the labels",
         )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

@@ -59,7 +59,7 @@ class DeepLabV1(base.Segmenter):
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         loss_at: Place = Field(
             default="image",
-            description="whether labels come down to the scores (the nearest, or the majority) or scores up to the labels",
+            description="whether labels come down to the scores (nearest, or majority) or scores up to the labels",
         )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

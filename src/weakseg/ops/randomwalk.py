@@ -114,7 +114,8 @@ def beta_for_mean(affinities: Tensor, mean: float, radius: int = 5) -> float:
     """The β, from 1/16 to 4096, with which the mean of A^β over the pairs of a map is `mean`, in (0, 1).
 
     `affinities` (P, h, w) are those of `random_walk`. Where networks differ in how alike they take pixels to be on the
-    whole, walks of one mean still go equally far. Where all pairs are alike, β is at one of its ends; without pairs, it is 1.
+    whole, walks of one mean still go equally far. Where all pairs are alike, β is at one of its ends; without pairs, it
+    is 1.
     """
     if len(affinities) == 0:
         return 1.0
