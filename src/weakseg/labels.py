@@ -16,6 +16,8 @@ from weakseg.errors import WeaksegError
 
 BACKGROUND = 0
 VOID = 255
+UNLABELLED = 254
+"""In partial label maps only (`ops.partial`): a pixel that takes part, but whose label nobody knows."""
 MAX_CLASSES = VOID - 1
 RESERVED = ("background", "void")
 
@@ -47,6 +49,10 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def own_values(self) -> dict[int, int]:
+        """The values of masks whose files hold labels themselves: each means itself."""
+        return {label: label for label in (*range(len(self) + 1), VOID)}
 
     def label(self, name: str) -> int:
         """The label (1 … C) of a class name; an unknown name raises with the nearest known one."""

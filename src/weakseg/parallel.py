@@ -9,7 +9,7 @@ import atexit
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,31 @@ def sum_tensor(tensor: Tensor) -> Tensor:
     if _running():
         distributed.all_reduce(tensor)
     return tensor
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows (n, …) of all processes in the order of ranks, where process r has counts[r] of them.
+
+    Gradients go back to the process whose rows they are of, as the sum over all processes. All processes must call it,
+    and its backward pass, in the same order.
+    """
+    return _GatheredRows.apply(rows, tuple(counts)) if _running() else rows
+
+
+class _GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        travelling = rows.to(torch.uint8) if rows.dtype == torch.bool else rows  # not every backend knows truth values
+        padded = travelling.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = travelling
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return sum_tensor(upstream.clone()).split(list(ctx.counts))[rank()], None
 
 
 def gather(value: T) -> list[T]:

@@ -73,6 +73,10 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
             ],
         ),
         (
+            "finished_context",
+            [("round-2/confounders/confounders.npz", "1"), ("round-2/cam/checkpoint", "1")],
+        ),
+        (
             "finished_icd",
             [
                 ("superpixels/superpixels/", "3"),
@@ -80,7 +84,7 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
             ],
         ),
     ],
-    ids=["localiser", "refiner", "segmenter", "pasting", "icd"],
+    ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd"],
 )
 def test_killed_runs_end_with_the_same_bytes(
     run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest

@@ -135,6 +135,21 @@ def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, process
     assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
 
 
+def test_confounders_are_the_same_in_two_processes_to_the_last_bit(
+    finished_context: Any, process: Any, tmp_path: Path
+) -> None:
+    one, two = finished_context.run, tmp_path / "run"
+    for stage in ("cam", "maps", "masks"):
+        shutil.copytree(one / stage, two / stage)
+    done = in_two_processes(process, *finished_context.command, *set_options("rounds.count=1"), "--out", two)
+    assert done.returncode == 0, done.stderr
+    path = Path("round-1", "confounders", "confounders.npz")
+    assert (two / path).read_bytes() == (one / path).read_bytes()
+    assert read_npz(two / path)["confounder"].max() > 0
+    assert losses(two / "round-1" / "cam") == pytest.approx(losses(one / "round-1" / "cam"), abs=1e-4)
+    assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
+
+
 def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: Path) -> None:
     """Each process normalises the features of its own images, so what is learned is alike, not equal."""
     one, two = finished_icd.run, tmp_path / "run"

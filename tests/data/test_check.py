@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakseg.data.check import check_dataset, require_masks
+from weakseg.data.check import USUAL_LONG_SIDE, check_dataset, require_masks
 from weakseg.data.images import write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
+from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import working_size
 
 Save = Callable[..., Path]
 
@@ -243,6 +245,14 @@ def test_conversions_are_noted_by_kind(sound: Path, save_image: Save) -> None:
     ]
 
 
+def test_photographs_far_larger_than_recipes_work_at_are_noted(folder: Path, save_image: Save) -> None:
+    image = next(path for path in sorted((folder / "images").rglob("*")) if path.is_file())
+    assert not any("far larger" in note for note in check_dataset(folder).notes)
+    save_image(image, (8, 2 * USUAL_LONG_SIDE + 1))
+    assert sum("far larger" in note and "data.long_side" in note for note in check_dataset(folder).notes) == 1
+    assert working_size(load_recipe("cam")) == USUAL_LONG_SIDE
+
+
 def test_notes_count_all_and_name_some(folder: Path, save_image: Save) -> None:
     for index in range(7):
         save_image(folder / "images" / f"more{index}.png")
@@ -273,3 +283,26 @@ def test_an_interrupted_check_stops(voc: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         check_dataset(voc, on_image=interrupt)
+
+
+def test_labels_that_contradict_are_named(sound: Path) -> None:
+    names = {"classes": ["cat", "cow"]}
+    point, stroke = {"class": "cow", "point": [1, 1]}, {"class": "background", "points": [[0, 0], [2, 2]]}
+    one = {"tags": ["cat"], "points": [point], "scribbles": [stroke], "boxes": [{"class": "cat", "box": [3, 1, 3, 5]}]}
+    (sound / "labels.json").write_text(json.dumps({**names, "images": {"one": one, "four": {"tags": ["cat"]}}}))
+    report = check_dataset(sound)
+    denied = [note for note in report.notes if "do not name this class" in note]
+    assert [note for note in denied if "one, point" in note and "cow" in note] == denied
+    assert len(denied) == 1
+    assert any("boxes[0]" in note and "no area" in note for note in report.notes)
+
+
+def test_labels_beside_a_data_set_are_checked(sound: Path) -> None:
+    outside, unknown = {"class": "cat", "point": [70, 5]}, {"class": "dragon", "points": [[0, 0]]}
+    images = {"one": {"points": [outside]}, "four": {"scribbles": [unknown]}}
+    (sound / "points.json").write_text(json.dumps({"images": images}))
+    (sound / "boxes.json").write_text(json.dumps({"images": {"one": {"tags": ["cat"]}, "nowhere": {}}}))
+    report = check_dataset(sound)
+    for place, what in (("points.json", "outside"), ("points.json", "dragon"), ("boxes.json", "tags")):
+        assert any(place in problem and what in problem for problem in report.problems), what
+    assert any("nowhere" in note for note in report.notes)

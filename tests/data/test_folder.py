@@ -265,8 +265,7 @@ def test_boxes_are_widened_and_cut_as_those_of_other_formats(
 ) -> None:
     root = described({"one": {"boxes": [{"class": "cat", "box": box}]}})
     assert samples_of(root)["one"].labels.boxes == (cut,)
-    changed = box != [3, 0, 3, 1]
-    assert len(notes_of(root)) == changed
+    assert len(notes_of(root)) == 1
     assert all(note.startswith(f'{root / "labels.json"}, image "one", boxes[0]') for note in notes_of(root))
 
 

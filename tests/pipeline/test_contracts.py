@@ -58,8 +58,11 @@ def refiner(method: str) -> Case:
 
 def segmenter(method: str) -> Case:
     segment = {"kind": "segment", "method": method, "masks": None, "model": BACKBONE, **TRAIN}
-    scores = {"kind": "evaluate", "segmenters": {"it": "segment"}}
-    return Case({"segment": segment, "scores": scores}, "segment")
+    stages = {"segment": segment, "scores": {"kind": "evaluate", "segmenters": {"it": "segment"}}}
+    if "regions" in find_method(Segmenter, method).fields:
+        stages["superpixels"] = {"kind": "superpixels", "k": 20, "min_size": 5}
+        segment["inputs"] = {"regions": "superpixels"}
+    return Case(stages, "segment")
 
 
 OURS = [

@@ -17,6 +17,7 @@ from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
+from weakseg.pipeline.stages.masks import Masks
 from weakseg.pipeline.stages.segment import ReadLabels
 from weakseg.report.run import write_report
 
@@ -67,7 +68,10 @@ def test_a_corrected_mask_is_learned_from_by_the_segmenter_alone(copied: tuple[P
     assert running(carried_out(data, root)) == ["segment", "scores"]
     np.testing.assert_array_equal(read_label_map(root / "masks" / "masks" / f"{NAME}.png"), pseudo)
     assert (root / "segment" / "model" / "model.safetensors").read_bytes() != weights
-    read = {sample.name: ReadLabels(root / "masks")(sample)["labels"] for sample in open_dataset(data).split("train")}
+    read = {
+        sample.name: ReadLabels(Masks, root / "masks", partial=False)(sample)["labels"]
+        for sample in open_dataset(data).split("train")
+    }
     np.testing.assert_array_equal(read.pop(NAME), corrected)
     for name, labels in read.items():
         np.testing.assert_array_equal(labels, read_label_map(root / "masks" / "masks" / f"{name}.png"))

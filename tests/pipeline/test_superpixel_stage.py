@@ -14,7 +14,7 @@ import pytest
 
 from tiny import artifacts, write_tiny_voc
 from weakseg.data.dataset import Dataset
-from weakseg.data.images import read_image, write_superpixels
+from weakseg.data.images import read_image, read_label_map, write_label_map, write_superpixels
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe, with_weights
@@ -117,3 +117,24 @@ def test_weights_that_are_given_once_are_those_of_superpixels_too(recipe: str) -
         assert isinstance(stage, Superpixels)
         assert stage.backbone is not None
         assert stage.backbone.weights == expected
+
+
+def test_regions_beside_the_images_are_read_where_they_are(recipe: str, dataset: Dataset, tmp_path: Path) -> None:
+    beside = load_recipe(recipe, ["ids.beside=regions"])
+    run(beside, dataset, tmp_path / "made")
+    sample = dataset.split("train")[0]
+    assert Superpixels.array_of(tmp_path / "made" / "ids", sample).max() == 5
+    for number, one in enumerate(dataset.split("train")):
+        size = read_image(one.image).shape[:2]
+        values = np.random.default_rng(number).integers(0, 256, size).astype(np.uint8)
+        write_label_map(dataset.root / "regions" / f"{one.name}.png", values)
+    run(beside, dataset, tmp_path / "read")
+    ids = Superpixels.array_of(tmp_path / "read" / "ids", sample)
+    assert ids.dtype == np.int32
+    assert np.array_equal(ids, read_label_map(dataset.root / "regions" / f"{sample.name}.png"))
+    logs = {name: (tmp_path / name / "log.jsonl").read_text() for name in ("made", "read")}
+    assert '"source": "made"' in logs["made"]
+    assert '"source": "made"' not in logs["read"]
+    (dataset.root / "regions" / f"{sample.name}.png").unlink()
+    with pytest.raises(WeaksegError, match=f"{sample.name}.png"):
+        run(beside, dataset, tmp_path / "other")

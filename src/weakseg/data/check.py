@@ -18,7 +18,7 @@ from weakseg.data.images import conversions, read_image
 from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID, Classes, folded, tags_of, visible
+from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, folded, tags_of, visible
 
 HELD_OUT = ("val", "test")
 USUAL_SPLITS = ("train", "val", "test", UNLABELLED)
@@ -26,6 +26,9 @@ USUAL_SPLITS = ("train", "val", "test", UNLABELLED)
 
 SUSPICIOUS = {"ignore", "ignored", "unlabeled", "unlabelled", "unknown", "none", "nothing", "undefined", "bg"}
 """Names, folded, that are hardly those of things."""
+
+USUAL_LONG_SIDE = 352
+"""Pixels: what most recipes scale larger photographs down to (`data.long_side`)."""
 
 EXAMPLES = 5
 
@@ -39,8 +42,8 @@ def check_dataset(
     size than their image or with unknown values, empty splits, training splits in which no image shows any class,
     images in both a training and a validation or test split. Notes: images that are converted when they are
     read, images without labels in a training split, images without a mask in a split where others have one, and what
-    is likely not meant: classes of nearly the same name, classes without images, tags that masks contradict, splits
-    that no setting uses.
+    is likely not meant: classes of nearly the same name, classes without images, tags that masks or other labels
+    contradict, splits that no setting uses.
 
     `on_image(done, total)` is called after each image. The report's `contents` are what `describe` says.
     """
@@ -168,12 +171,14 @@ def _note(report: Report, text: str, names: list[str]) -> None:
 
 
 class _Finding(NamedTuple):
-    """What was found in an image and its masks; `values` are those of each mask, as labels."""
+    """What was found in an image and its masks; `values` are those of each mask, as labels, `long_side` is the image's
+    longer side, 0 where it cannot be read."""
 
     sample: Sample
     problems: list[str]
     conversions: list[str]
     values: list[frozenset[int]]
+    long_side: int = 0
 
 
 def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int], None]) -> None:
@@ -185,6 +190,7 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
                 known.append(sample)
 
     converted: dict[str, list[str]] = defaultdict(list)
+    large: list[str] = []
     meaning = _Meaning(dataset.classes, compare=dataset.format != "coco")  # whose labels and masks have one source
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     try:
@@ -194,9 +200,13 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
             for kind in finding.conversions:
                 converted[kind].append(finding.sample.name)
             meaning.add(finding)
+            large += [finding.sample.name] if finding.long_side > 2 * USUAL_LONG_SIDE else []
             on_image(done, len(variants))
     finally:
         pool.shutdown(cancel_futures=True)
+    _note(
+        report, f"far larger than the {USUAL_LONG_SIDE} pixels that most recipes read them at (data.long_side)", large
+    )
     for kind, names in sorted(converted.items()):
         _note(report, f"to be converted on reading ({kind})", names)
     meaning.tell(report)
@@ -228,7 +238,7 @@ def _check_image(variants: list[Sample]) -> _Finding:
                     values.append(frozenset(np.flatnonzero(np.bincount(labels.ravel())).tolist()))
             except WeaksegError as error:
                 problems.append(str(error))
-    return _Finding(sample, problems, kinds, values)
+    return _Finding(sample, problems, kinds, values, max(height, width))
 
 
 @dataclass
@@ -243,9 +253,11 @@ class _Meaning:
     in_labels: set[int] = field(default_factory=set)
     in_masks: set[int] = field(default_factory=set)
     contradictions: list[str] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
 
     def add(self, finding: _Finding) -> None:
         labels = finding.sample.labels
+        self._compare_with_tags(finding.sample)
         self.labelled += labels.known
         self.in_labels |= labels.present()
         for values in finding.values:
@@ -261,10 +273,27 @@ class _Meaning:
                 only = (f"only in the {side}: {self._names(found)}" for side, found in sides if found)
                 self.contradictions.append(f"{finding.sample.name}, {', '.join(only)}")
 
+    def _compare_with_tags(self, sample: Sample) -> None:
+        """Gather the boxes, points and scribbles of classes that the tags of their image leave out."""
+        labels = sample.labels
+        if labels.tags is None:
+            return
+        drawn: dict[str, tuple[Box | Point | Scribble, ...]] = {
+            "box": labels.boxes, "point": labels.points, "scribble": labels.scribbles
+        }  # fmt: skip
+        for kind, items in drawn.items():
+            if denied := {item.label for item in items} - labels.tags - {BACKGROUND}:
+                self.denied.append(f"{sample.name}, {kind} of {self._names(denied)}")
+
     def _names(self, labels: Iterable[int]) -> str:
         return _listed(self.classes.name(label) for label in sorted(labels))
 
     def tell(self, report: Report) -> None:
+        for where in self.denied:
+            report.note(
+                "the image's tags do not name this class. It is taken to be there; add the tag or remove the label.",
+                where,
+            )
         if self.only_void and not self.in_masks:
             report.note(
                 "No mask shows any class: all pixels that are not 0 are 255, which is void. If they are the "

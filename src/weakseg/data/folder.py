@@ -5,6 +5,7 @@ labels.csv        image,tags[,split]             or    labels.json        see `r
 classes.txt       one class per line (optional)
 masks/            label maps under the images' names, .png (optional)
 scribbles/        drawn strokes, the same way; 255 is unmarked (optional)
+points.json       further boxes, points and scribbles, as in labels.json (optional; also scribbles.json, boxes.json)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from weakseg.data.dataset import UNLABELLED, Dataset, Sample
 from weakseg.data.findings import Report, Reported, reading
 from weakseg.data.geometry import Places, Size, size_of
-from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, find_files, image_size, match_name
+from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, files_of_images, find_files, image_size, match_name
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_text
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, folded
@@ -32,6 +33,8 @@ DEFAULT_SPLIT = "train"
 COLUMNS = ("image", "tags", "split")
 SYNONYMS = {"label": "tags", "labels": "tags"}
 DELIMITERS = ",;\t"
+SIDECARS = ("points.json", "scribbles.json", "boxes.json")
+"""Files beside a data set of any layout with further labels of its images, in the keys of `labels.json`."""
 DENSE = 0.8
 """Scribbles that mark more of an image than this are hardly scribbles."""
 
@@ -54,6 +57,7 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
     - Values of `masks/` and `scribbles/` are labels: 0 background, 1 … C the classes, 255 void or unmarked. Each
       horizontal run of a drawn stroke becomes one `Scribble` of two vertices: exact, and far less than a `Point`
       per pixel.
+    - Sidecars (`read_sidecars`) add boxes, points and scribbles to what the label file says of an image.
     - Splits: "train" where none is given; an image of which nothing is known belongs to "unlabelled".
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
@@ -65,16 +69,17 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
             raise WeaksegError(f"{root / 'images'} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
         declared, rows = _read_labels(root, report)
         entries = _entries(rows, images, report)
-        classes = _classes(root, declared, entries, report)
-        values = {label: label for label in (*range(len(classes) + 1), VOID)}
-        masks = _of_images(root / "masks", images, report)
-        drawings = _of_images(root / "scribbles", images, report)
-        label_reader = _LabelReader(classes, report)
+        beside = read_sidecars(root, images, report)
+        classes = _classes(root, declared, [*entries.values(), *beside.values()], report)
+        values = classes.own_values()
+        masks = files_of_images(root / "masks", images, report)
+        drawings = files_of_images(root / "scribbles", images, report)
+        label_reader = LabelReader(classes, report)
 
         splits: dict[str, list[Sample]] = {}
         for name, image in images.items():
             of_image = entries.get(name, [])
-            labels = label_reader(of_image, image)
+            labels = label_reader([*of_image, *beside.get(name, [])], image)
             if name in drawings:
                 strokes = _read_strokes(IndexMask(drawings[name], values), image, report)
                 labels = WeakLabels(labels.tags, labels.boxes, labels.points, labels.scribbles + strokes)
@@ -93,9 +98,35 @@ def read_tags(path: Path, images: Mapping[str, Path], classes: Classes) -> dict[
     with reading(path, None) as report:
         rows = _read_json(path)[1] if path.suffix.lower() == ".json" else _read_csv(path, report)
         entries = _entries([row for row in rows if match_name(row.image, images)], images, report)
-        read_labels = _LabelReader(classes, report)
+        read_labels = LabelReader(classes, report)
         tags = {name: read_labels.present(of_image) for name, of_image in entries.items()}
     return {name: found for name, found in tags.items() if found is not None}
+
+
+def read_sidecars(root: Path, images: Mapping[str, Path], report: Report) -> dict[str, list[Entry]]:
+    """What the files `SIDECARS` of a data set say of its images, by name, for a `LabelReader`.
+
+    Their splits and classes are left out; images that the data set does not have are a note, tags a problem.
+    """
+    found: dict[str, list[Entry]] = {}
+    for path in (root / name for name in SIDECARS):
+        if not path.exists():
+            continue
+        there = []
+        for row in _read_json(path)[1]:
+            if isinstance(row.content, dict) and "tags" in row.content:
+                report.problem("a file of boxes, points and scribbles holds no tags. Remove them.", row.where)
+            elif match_name(row.image, images) is None:
+                report.note("there is no such image; its labels are left out.", row.where)
+            else:
+                # The split of an image is said elsewhere.
+                content = row.content
+                if isinstance(content, dict):
+                    content = {key: value for key, value in content.items() if key != "split"}
+                there.append(row._replace(content=content))
+        for name, of_image in _entries(there, images, report).items():
+            found.setdefault(name, []).extend(of_image)
+    return found
 
 
 # Label files
@@ -149,7 +180,7 @@ class _Row(NamedTuple):
     content: Any
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     where: str
     data: _ImageLabels
 
@@ -232,9 +263,9 @@ def _read_json(path: Path) -> tuple[list[str] | None, list[_Row]]:
     return classes, [_Row(f'{path}, image "{image}"', image, labels) for image, labels in content["images"].items()]
 
 
-def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, list[_Entry]]:
+def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, list[Entry]]:
     """The rows that can be used, by the name of their image."""
-    entries: dict[str, list[_Entry]] = {}
+    entries: dict[str, list[Entry]] = {}
     for where, image, content in rows:
         name = match_name(image, images)
         if name is None:
@@ -244,7 +275,7 @@ def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -
             )
             continue
         try:
-            entry = _Entry(where, _ImageLabels.model_validate(content))
+            entry = Entry(where, _ImageLabels.model_validate(content))
         except ValidationError as error:
             for fault in faults(error, content):
                 place = " → ".join(str(part) for part in fault.place)
@@ -271,7 +302,7 @@ def _text(path: Path, report: Report) -> str:
     return text
 
 
-def _classes(root: Path, declared: list[str] | None, entries: Mapping[str, list[_Entry]], report: Report) -> Classes:
+def _classes(root: Path, declared: list[str] | None, entries: Sequence[list[Entry]], report: Report) -> Classes:
     path = root / "classes.txt"
     source = path if path.exists() else root / "labels.json" if declared is not None else root
     if path.exists():
@@ -280,7 +311,7 @@ def _classes(root: Path, declared: list[str] | None, entries: Mapping[str, list[
             raise WeaksegError(f'{path} and "classes" in {root / "labels.json"} differ. Keep one of them.')
         declared = listed
     if declared is None:
-        used = set().union(*(entry.data.names() for of_image in entries.values() for entry in of_image))
+        used = set().union(*(entry.data.names() for of_image in entries for entry in of_image))
         declared = sorted(name for name in used if not _is_background(name))
         if not declared and report.problems:
             raise Reported
@@ -299,13 +330,13 @@ def _is_background(name: str) -> bool:
     return folded(name) == "background"
 
 
-class _LabelReader:
+class LabelReader:
     """Makes weak labels of what label files say of an image."""
 
     def __init__(self, classes: Classes, report: Report) -> None:
         self.classes, self.report, self.places = classes, report, Places(report)
 
-    def __call__(self, entries: Sequence[_Entry], image: Path) -> WeakLabels:
+    def __call__(self, entries: Sequence[Entry], image: Path) -> WeakLabels:
         if not entries:
             return WeakLabels()
         spatial = any(entry.data.boxes or entry.data.points or entry.data.scribbles for entry in entries)
@@ -319,7 +350,7 @@ class _LabelReader:
             tuple(stroke for entry in entries for stroke in self._each(entry, "scribbles", self._scribble, size)),
         )
 
-    def present(self, entries: Sequence[_Entry]) -> frozenset[int] | None:
+    def present(self, entries: Sequence[Entry]) -> frozenset[int] | None:
         """The classes of all kinds of labels together, None where nothing is said of them."""
         names = {name for entry in entries for name in entry.data.names()}
         if not names and all(entry.data.tags is None for entry in entries):
@@ -332,14 +363,14 @@ class _LabelReader:
                 self.report.problem(str(error), entries[0].where)
         return frozenset(found) - {BACKGROUND}
 
-    def _tags(self, entry: _Entry) -> Iterator[int]:
+    def _tags(self, entry: Entry) -> Iterator[int]:
         for name in dict.fromkeys(entry.data.tags or ()):
             try:
                 yield self._label(name, has_background=False)
             except WeaksegError as error:
                 self.report.problem(str(error), entry.where)
 
-    def _each(self, entry: _Entry, kind: str, read: Callable[..., T], size: Size | None) -> Iterator[T]:
+    def _each(self, entry: Entry, kind: str, read: Callable[..., T], size: Size | None) -> Iterator[T]:
         for index, item in enumerate(getattr(entry.data, kind)):
             where = f"{entry.where}, {kind}[{index}]"
             try:
@@ -372,14 +403,6 @@ class _LabelReader:
 
 
 # Drawn files
-
-
-def _of_images(folder: Path, images: Mapping[str, Path], report: Report) -> dict[str, Path]:
-    """The PNGs of a folder that belong to images; one that belongs to none is a problem."""
-    found = find_files(folder, (".png",), report, note_others=True)
-    for name in sorted(found.keys() - images.keys()):
-        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
-    return found
 
 
 def _read_strokes(drawing: IndexMask, image: Path, report: Report) -> tuple[Scribble, ...]:

@@ -60,6 +60,8 @@ class Places:
             raise WeaksegError(f"the box {_listed(sides)} (left, top, right, bottom) is empty or lies outside {place}.")
         if wide[0] < 0 or wide[1] < 0 or wide[2] > width or wide[3] > height:
             self.report.note("a box reached over the edge of its image and was cut to it.", where)
+        if left == right or top == bottom:
+            self.report.note("a box has no area; it was widened to one pixel.", where)
         self._note_fractions(sides, size, where)
         return Box(label, x0, y0, x1, y1)
 

@@ -7,6 +7,7 @@
 `opencv_cubic`   as `pillow`, but with OpenCV's cubic interpolation, and label maps with OpenCV's nearest one.
 `opencv_linear`  OpenCV's linear interpolation on 8-bit images and nearest one on label maps, sizes rounded half up; an
                  image smaller than the crop is mirrored first, then placed in the upper left corner.
+`opencv_float`   as `torch`, but an image is mirrored first, and label maps are resampled with OpenCV's nearest one.
 
 Label maps are otherwise resized with `resize_labels`. What the image does not cover is the mean colour (0 after
 normalisation) and void.
@@ -29,7 +30,11 @@ from weakseg.ops.fields import ImageField
 from weakseg.ops.resize import resize_labels
 from weakseg.settings import Settings
 
-Style = Literal["pillow", "torch", "opencv_cubic", "opencv_linear"]
+Style = Literal["pillow", "torch", "opencv_cubic", "opencv_linear", "opencv_float"]
+FLOATING = ("torch", "opencv_float")
+"""The styles that resample images in float."""
+CORNERED = ("torch", "opencv_linear", "opencv_float")
+"""The styles that place a small image in the upper left corner of the crop."""
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 Array: TypeAlias = npt.NDArray[Any]
@@ -39,6 +44,7 @@ FloatImage: TypeAlias = npt.NDArray[np.float32]
 # (x / 255 - mean) / std as one scale and one shift per channel.
 _SCALE = (1 / (255 * IMAGENET_STD))[:, None, None]
 _SHIFT = -(IMAGENET_MEAN / IMAGENET_STD)[:, None, None]
+GREY_WEIGHTS = np.array([0.3, 0.59, 0.11], np.float32)
 PADDING: Mapping[str, Any] = {"mean": 0, "black": _SHIFT, "grey": GREY * _SCALE + _SHIFT}
 """The colours outside of an image, normalised."""
 
@@ -64,14 +70,15 @@ class View(NamedTuple):
     """What is shown of an image: the `size` it is brought to, the crop's `place` in it, and whether it is mirrored.
 
     `factor` is what sizes were multiplied with, for the style that resamples with it rather than with the ratio of
-    the sizes, and `recolour` turns an image (H, W, 3) into one of other colours.
+    the sizes, and `recolour` turns an image (H, W, 3) or, for "grey_blur", a normalised crop (3, h, w) into one of
+    other colours.
     """
 
     size: Size
     place: Crop
     mirrored: bool
     factor: float = 1.0
-    recolour: Callable[[Image], Image] | None = None
+    recolour: Callable[[Array], Array] | None = None
 
     def geometry(self) -> npt.NDArray[np.float32]:
         """The view's place in the image, see `ops.fields.ImageField`."""
@@ -107,7 +114,7 @@ class Augmentation(Settings):
     at a random place and, if `mirror`, turned left to right with probability one half.
 
     `colour` "jitter" changes brightness, contrast, saturation and hue in random order, "hsv_shift" adds
-    integers up to ±10 to hue, saturation and value.
+    integers up to ±10 to hue, saturation and value, "grey_blur" makes three of ten views grey and blurs half of all.
     """
 
     style: Style = Field(
@@ -128,7 +135,7 @@ class Augmentation(Settings):
         default="mean", description="the colour outside of the image; grey: 127 in all channels"
     )
 
-    colour: Literal["jitter", "hsv_shift"] | None = Field(
+    colour: Literal["jitter", "hsv_shift", "grey_blur"] | None = Field(
         default=None, description="random changes of the colours; null: none"
     )
 
@@ -138,8 +145,10 @@ class Augmentation(Settings):
             raise ValueError(
                 "the style opencv_cubic knows scale_range alone; set resize_long and scale_choices to null"
             )
-        if self.style == "torch" and self.colour:
-            raise ValueError("colour needs images of 8 bits, which the style torch does not keep; set it to null")
+        if self.style in FLOATING and self.colour in ("jitter", "hsv_shift"):
+            raise ValueError(
+                f"this colour needs images of 8 bits, which the style {self.style} does not keep; set it to null"
+            )
         return self
 
     @model_validator(mode="after")
@@ -181,7 +190,7 @@ class Augmentation(Settings):
         size, factor = self._draw_size(size, rng)
         place = random_crop(size, self.crop, self.style, rng)
         mirrored = self.mirror and rng.random() < 0.5
-        if self.style == "opencv_linear" and mirrored:
+        if self.style in ("opencv_linear", "opencv_float") and mirrored:
             place = place.before_mirroring(size[1])
         recolour = None if self.colour is None else COLOURS[self.colour](rng)
         return View(size, place, mirrored, factor, recolour)
@@ -197,13 +206,18 @@ class Augmentation(Settings):
             image = resize_image(image, view.size, self.style)
         if view.recolour and self.colour == "jitter":
             image = view.recolour(image)
-        return _turned(normalised_crop(image, view.place, fill), view)
+        cut = normalised_crop(image, view.place, fill)
+        if view.recolour and self.colour == "grey_blur":
+            cut = view.recolour(cut)
+        return _turned(cut, view)
 
     def labels(self, labels: Array, view: View, outside: int = VOID) -> Array:
         """One view of a label map (H, W), with `outside` where the view leaves it, (crop, crop)."""
         if self.style == "opencv_cubic":
             labels = scale_nearest(labels, view.size, view.factor)
-        if self.style == "opencv_linear":
+        if self.style == "opencv_float" and view.mirrored:  # this interpolation is not the same from right to left
+            return crop(scale_nearest(mirror(labels), view.size), view.place.before_mirroring(view.size[1]), outside)
+        if self.style in ("opencv_linear", "opencv_float"):
             labels = scale_nearest(labels, view.size)
         return _turned(crop(resize_labels(labels, view.size), view.place, outside), view)
 
@@ -242,10 +256,34 @@ def _draw_hsv_shift(rng: np.random.Generator) -> Callable[[Image], Image]:
     return partial(shift_hsv, hue=hue, saturation=saturation, value=value)
 
 
-COLOURS: Mapping[str, Callable[[np.random.Generator], Callable[[Image], Image]]] = {
+def _draw_grey_blur(rng: np.random.Generator) -> Callable[[FloatImage], FloatImage]:
+    grey = rng.random() < 0.3
+    sigma = rng.uniform(0.1, 5) if rng.random() < 0.5 else None
+    return partial(grey_and_blur, grey=grey, sigma=sigma)
+
+
+COLOURS: Mapping[str, Callable[[np.random.Generator], Callable[[Array], Array]]] = {
     "jitter": _draw_jitter,
     "hsv_shift": _draw_hsv_shift,
+    "grey_blur": _draw_grey_blur,
 }
+
+
+def grey_and_blur(view: FloatImage, *, grey: bool, sigma: float | None) -> FloatImage:
+    """A normalised view (3, h, w), h and w at least 3, without its colours if `grey`, and blurred with the 5×5 weights
+    exp(-(i² + j²) / σ²), over their sum, mirrored at the border, if there is a `sigma`."""
+    if grey:
+        mean, std = IMAGENET_MEAN[:, None, None], IMAGENET_STD[:, None, None]
+        luminance = np.tensordot(GREY_WEIGHTS, view * std + mean, axes=1)
+        view = (luminance - mean) / std
+    if sigma is not None:
+        weights = np.exp(-(np.arange(-2, 3) ** 2) / sigma**2).astype(np.float32)
+        weights /= weights.sum()
+        for axis in (1, 2):
+            padded = np.pad(view, [(2, 2) if axis == other else (0, 0) for other in range(3)], mode="reflect")
+            length = view.shape[axis]
+            view = sum(w * padded.take(range(i, i + length), axis) for i, w in enumerate(weights))
+    return view.astype(np.float32)
 
 
 def jitter_colours(
@@ -275,14 +313,15 @@ def jitter_colours(
 
 def longer_side_size(size: Size, target: int, style: Style = "pillow") -> Size:
     """`size` with its longer side brought to `target`, the other in proportion and at least 1."""
-    if style == "torch":
+    if style in FLOATING:
         height, width = (max(1, target * side // max(size)) for side in size)
         return height, width
     return scaled_size(size, target / max(size), style)
 
 
 def scaled_size(size: Size, factor: float, style: Style = "pillow") -> Size:
-    """`size` times `factor`, at least 1×1; rounded half to even, for `torch` down, for `opencv_linear` half up."""
+    """`size` times `factor`, at least 1×1; rounded half to even, for `torch` and `opencv_float` down, for
+    `opencv_linear` half up."""
     height, width = (max(1, _rounded(side * factor, style)) for side in size)
     return height, width
 
@@ -290,11 +329,12 @@ def scaled_size(size: Size, factor: float, style: Style = "pillow") -> Size:
 def _rounded(side: float, style: Style) -> int:
     if style == "opencv_linear":
         return int(side + 0.5)
-    return int(side) if style == "torch" else round(side)
+    return int(side) if style in FLOATING else round(side)
 
 
 def resize_image(image: Image, size: Size, style: Style = "pillow") -> Array:
-    """An image (H, W, 3) of uint8 resampled to `size`: uint8 or, for `torch`, float32 in [0, 255].
+    """An image (H, W, 3) of uint8 resampled to `size`: uint8 or, for `torch` and `opencv_float`, float32 in
+    [0, 255].
 
     The style "opencv_cubic" needs more than the size, see `scale_cubic`. An image that has that size already is
     returned as it is.
@@ -303,7 +343,7 @@ def resize_image(image: Image, size: Size, style: Style = "pillow") -> Array:
         return image
     if style == "opencv_linear":
         return scale_linear(image, size)
-    if style != "torch":
+    if style not in FLOATING:
         from PIL import Image as pillow
 
         return np.asarray(pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BICUBIC))
@@ -329,7 +369,7 @@ def random_crop(size: Size, side: int, style: Style, rng: np.random.Generator) -
     """Where to cut a square from an image of `size`; horizontal place first, then vertical.
 
     Along an axis where the image is larger than the crop, all places are equally likely. Where it is smaller, it
-    lies anywhere in the crop or, for `torch` and `opencv_linear`, at its beginning.
+    lies anywhere in the crop or, for the styles `CORNERED`, at its beginning.
     """
     (left, crop_left), (top, crop_top) = (_random_place(length, side, style, rng) for length in reversed(size))
     return Crop(side, top, left, crop_top, crop_left, min(size[0], side), min(size[1], side))
@@ -339,7 +379,7 @@ def _random_place(length: int, side: int, style: Style, rng: np.random.Generator
     """Where along one axis the common part begins: in the image, in the crop."""
     if length > side:
         return int(rng.integers(length - side, endpoint=True)), 0
-    return 0, int(rng.integers(side - length, endpoint=True)) if style not in ("torch", "opencv_linear") else 0
+    return 0, int(rng.integers(side - length, endpoint=True)) if style not in CORNERED else 0
 
 
 def top_left_crop(size: Size, side: int) -> Crop:

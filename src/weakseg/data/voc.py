@@ -15,6 +15,7 @@ import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading
+from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
 from weakseg.data.pickled import read_pickled_dict
@@ -50,6 +51,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
       includes its last. Where tags are from there, classes all of whose objects are difficult are known as such.
+    - Further boxes, points and scribbles: `points.json`, `scribbles.json`, `boxes.json` (`folder.read_sidecars`).
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
     """
@@ -180,14 +182,18 @@ def _weak_labels(
     listed = _read_tags_json(root / "tags.json", images, classes, report)
     published = _read_cls_labels(root / "cls_labels.npy", images, values, report)
     annotations = find_files(root / "Annotations", (".xml",), report)
+    beside, label_reader = read_sidecars(root, images, report), LabelReader(classes, report)
 
     @cache
     def of(name: str) -> WeakLabels:
+        more = label_reader(beside.get(name, []), images[name])
         if name not in annotations:
-            return WeakLabels(listed.get(name, published.get(name)))
+            return replace(more, tags=listed.get(name, published.get(name)))
         annotated = _read_annotation(annotations[name], images[name], classes, report)
         tags = listed.get(name, published.get(name))
-        return annotated if tags is None else replace(annotated, tags=tags, difficult=frozenset())
+        if tags is not None:
+            annotated = replace(annotated, tags=tags, difficult=frozenset())
+        return replace(more, tags=annotated.tags, boxes=annotated.boxes + more.boxes, difficult=annotated.difficult)
 
     return of
 

@@ -7,6 +7,10 @@ else has to be registered anywhere.
 
 A method from outside of the package is named by the path of its file ("mine/method.py"), or by a name that an installed
 package gives as an entry point of the group "weakseg.methods", whose value is a module with the same attributes.
+
+What changes any localiser declares `AROUND = <function>` instead, which makes of the class of a localiser a subclass of
+it. The name "FILE:METHOD" then stands for that subclass: "conta:seam". Such a class may add to what convolutions give:
+`Localiser.class_layer` and `Backbone.reading` say which of them read the features of each of the five stages.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import inspect
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -33,14 +37,15 @@ import torch
 from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
-from weakseg.ops.activation import ActivationMaps
+from weakseg.models.backbone import Backbone
+from weakseg.ops.activation import ActivationMaps, Views
 from weakseg.ops.fields import LABELS, TAGS, Batch, ImageField
 from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Segmenter", "Separating", "Settings", "absolute", "checkpoints", "find_method", "kind_of", "means",
+    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
+    "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints", "find_method", "kind_of", "means",
     "methods", "version_of",
 ]  # fmt: skip
 
@@ -94,6 +99,20 @@ class Method(nn.Module, ABC):
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `lr` and, where it differs from the recipe's, `weight_decay`."""
 
+    def start_from(self, other: Method) -> None:
+        """Take over the weights of a trained network: all of them if it is of the same method, those of its backbone
+        otherwise. Whatever does not fit raises `RuntimeError` or `AttributeError`."""
+        if type(self) is type(other):
+            self.load_state_dict(other.state_dict())
+        else:
+            self.get_submodule("backbone").load_state_dict(other.get_submodule("backbone").state_dict())
+
+    @classmethod
+    def prepare_image(cls, settings: Any, item: Item) -> Item:
+        """What is learned from an image (H, W, 3) as it is in its file, and its fields, before a view of it is taken;
+        happens in loading processes."""
+        return item
+
     @classmethod
     def prepare(cls, settings: Any, view: Item) -> Item:
         """What is learned from one random view of an image (3, H, W) and its fields; happens in loading processes."""
@@ -123,10 +142,24 @@ class Localiser(Method):
     """A classifier that shows where it looks."""
 
     fields: ClassVar[Mapping[str, ImageField]] = {"tags": TAGS}
+    backbone: Backbone
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
         """`image` (N, 3, H, W) to the logits of the classes' presence (N, C)."""
+
+    def class_layer(self) -> nn.Conv2d:
+        """The 1×1 convolution, linear in its output, that makes the scores of the classes of the last features of
+        `backbone`, for whoever adds to it (see `AROUND` above). A localiser that offers it promises:
+
+        - Images go through `backbone`, and its last features through this layer before the next images do.
+        - It gets these features at all their places, perhaps with some dropped, or their mean over all places,
+          (N, D, 1, 1).
+        - Its last C outputs are those of the classes; the background's may come before them.
+
+        Raises `WeaksegError` for a localiser that has no such layer.
+        """
+        raise WeaksegError(f"{type(self).__name__} does not say which layer makes its class maps (class_layer).")
 
     @abstractmethod
     def activation_maps(self, batch: Batch) -> Tensor:
@@ -182,6 +215,47 @@ class Concluding(Protocol):
         ...
 
 
+@runtime_checkable
+class Deciding(Protocol):
+    """A segmenter with its own way from the views of an image to the probabilities of its pixels."""
+
+    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
+        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images. The network is
+        on `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Spreading(Protocol):
+    """A method that spreads labels over an image by the similarity of what it makes of its pixels."""
+
+    SpreadOptions: ClassVar[type[AnySettings]]
+
+    def spread(self, item: Item, maps: ActivationMaps | None, options: Any, device: torch.device) -> Tensor:
+        """Scores (1 + C, H, W) of one image. `item` holds `image`, uint8 (H, W, 3), its partial `labels` and, where
+        there are some, `regions`, both (H, W); `maps` are its activation maps, where they are needed. The network is on
+        `device`, in evaluation mode."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A method that labels an image by what it remembers of others."""
+
+    RetrievalOptions: ClassVar[type[AnySettings]]
+
+    def remember(self, item: Item, options: Any, device: torch.device) -> dict[str, npt.NDArray[Any]]:
+        """What is remembered of one image with `labels` (H, W): named arrays, whose rows belong together."""
+        ...
+
+    def retrieve(
+        self, image: Image, present: Collection[int], memory: Mapping[str, Tensor], options: Any, device: torch.device
+    ) -> Tensor:
+        """Scores (1 + C, H, W) of one image by the rows of all images' memories, on `device`. `present` are the labels
+        that it is known to show, 0 among them."""
+        ...
+
+
 class MaskRule(ABC):
     """Makes pseudo-masks from activation maps in a method's own way."""
 
@@ -225,17 +299,30 @@ def means(losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], parts: int
 
 def methods(kind: type[M]) -> dict[str, type[M]]:
     """All methods of one kind by name: those of the package and those that installed packages bring."""
+    return {name: _declared(module, kind) for name, module in _modules().items() if hasattr(module, _attribute(kind))}
+
+
+def _modules() -> dict[str, ModuleType]:
+    """The modules of the package and those that installed packages bring."""
     import weakseg.methods as package
 
     names = [info.name for info in pkgutil.iter_modules(package.__path__)]
     modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    modules |= {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
-    return {name: _declared(module, kind) for name, module in modules.items() if hasattr(module, _attribute(kind))}
+    return modules | {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _around() -> dict[str, Callable[[type[Localiser]], type[Localiser]]]:
+    """What makes localisers of localisers, by name."""
+    return {name: module.AROUND for name, module in _modules().items() if hasattr(module, "AROUND")}
 
 
 def find_method(kind: type[M], name: str) -> type[M]:
-    """The class of a method by its name or the path of its file. Raises `WeaksegError` for an unknown one, with the
-    names there are, and for a file that cannot be imported or declares nothing of this kind."""
+    """The class of a method by its name or the path of its file; "conta:NAME" is that of a localiser with a context
+    (see `AROUND` above). Raises `WeaksegError` for an unknown one, with the names there are, and for a file that cannot
+    be imported or declares nothing of this kind."""
+    outer, colon, inner = name.partition(":")
+    if colon and issubclass(Localiser, kind) and outer in (around := _around()):
+        return around[outer](find_method(Localiser, inner))  # type: ignore[return-value]
     if name.endswith(".py"):
         module = _module_in(Path(absolute(name)))
         if not hasattr(module, _attribute(kind)):
@@ -260,7 +347,10 @@ def version_of(method: Kind) -> list[Any]:
     module = sys.modules[method.__module__]
     path = Path(inspect.getfile(module))
     installed = module.__name__.startswith("weakseg.") and "site-packages" in path.parts
-    return [method.version] if installed else [method.version, _digest(path.read_text(encoding="utf-8"))]
+    if installed:
+        return [method.version]
+    sources = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    return [method.version, *(_digest(source.read_text(encoding="utf-8")) for source in sources)]
 
 
 def _word(kind: Kind) -> str:

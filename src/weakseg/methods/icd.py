@@ -254,6 +254,9 @@ class ICD(base.Localiser):
         canvas[..., :height, :width] = images
         return canvas
 
+    def class_layer(self) -> nn.Conv2d:
+        return self.fc8
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Weights and biases of old layers, and of new ones at `head_lr_factor` times the rate; biases do not decay."""
         factor = self.settings.head_lr_factor

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
+
+from weakseg import parallel
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
@@ -22,13 +25,45 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def use_batch_statistics(network: nn.Module, momentum: float) -> None:
-    """Replace every `FixedBatchNorm2d` in `network` by ordinary batch normalisation with the same state: in training
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose statistics, in training, are those of the batches of all processes.
+
+    Unlike PyTorch's own it also works on a CPU, and for processes whose batches are of different sizes. The statistics
+    of parts are put together as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.is_meta or parallel.world_size() == 1:
+            return super().forward(input)
+        variances, means = torch.var_mean(input.float(), dim=(0, 2, 3), correction=0)
+        count = input.numel() // input.shape[1]
+        counts = torch.tensor(parallel.gather(count), device=input.device, dtype=means.dtype)
+        ones = [1] * parallel.world_size()
+        all_means, all_variances = (parallel.gather_rows(values[None], ones) for values in (means, variances))
+        weights = (counts / counts.sum())[:, None]
+        mean = (weights * all_means).sum(0)
+        variance = (weights * (all_variances + (all_means - mean).square())).sum(0)
+        self._note(mean, variance, int(counts.sum()))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (input * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _note(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / max(count - 1, 1), self.momentum)
+
+
+def use_batch_statistics(network: nn.Module, momentum: float, kind: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> None:
+    """Replace every `FixedBatchNorm2d` in `network` by batch normalisation of a `kind` with the same state: in training
     it uses, and learns with `momentum`, the statistics of the batch."""
     for module in list(network.modules()):
         for name, fixed in list(module.named_children()):
             if isinstance(fixed, FixedBatchNorm2d):
-                norm = nn.BatchNorm2d(fixed.num_features, fixed.eps, momentum)
+                norm = kind(fixed.num_features, fixed.eps, momentum)
                 norm.load_state_dict(fixed.state_dict())
                 for parameter, old in zip(norm.parameters(), fixed.parameters(), strict=True):
                     parameter.requires_grad_(old.requires_grad)
@@ -55,7 +90,8 @@ def fold_norms(network: nn.Module) -> None:
     """
     for module in list(network.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, FixedBatchNorm2d):
+            # What a hook adds to a convolution comes before the normalisation.
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FixedBatchNorm2d) and not conv._forward_hooks:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
 

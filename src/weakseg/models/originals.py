@@ -222,6 +222,13 @@ def _read_caffe_deeplab_coco(state: Mapping[str, Tensor]) -> Renamed:
     return Renamed(backbone, renamed.ignored + classifier)
 
 
+# ResNet-101 of PSPNet -------------------------------------------------------------------------------------------------
+
+
+def _read_deep_stem_resnet(state: Mapping[str, Tensor]) -> Renamed:
+    return rename(state, lambda name: name, r"fc\.(weight|bias)")
+
+
 ORIGINALS = (
     Original(
         "resnet38-mxnet",
@@ -254,6 +261,14 @@ ORIGINALS = (
         ("deeplab_resnet101", "deeplab_resnet101_multi_grid"),
         lambda names: "res2a_branch1/0" in names and not any(name.startswith("fc1_voc12_c") for name in names),
         _read_caffe_deeplab_coco,
+    ),
+    Original(
+        "resnet101-deep-stem",
+        "PyTorch's ResNet-101 with a stem of three convolutions (resnet-101-cuhk.pth)",
+        "ImageNet",
+        ("resnet101_deep_stem",),
+        lambda names: {"conv1.6.weight", "layer3.22.conv1.weight"} <= set(names),
+        _read_deep_stem_resnet,
     ),
 )
 """All published backbone weights that are not read as they are. Torchvision's are: their names are ours."""

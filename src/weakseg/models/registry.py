@@ -13,7 +13,7 @@ from weakseg.errors import WeaksegError
 from weakseg.models.backbone import Backbone
 from weakseg.models.deeplab_resnet import DeepLabResNet, multi_grid_resnet101
 from weakseg.models.mobilenet import MobileNetV2
-from weakseg.models.resnet import resnet18, resnet50, resnet101
+from weakseg.models.resnet import resnet18, resnet50, resnet101, resnet101_deep_stem
 from weakseg.models.resnet38 import ResNet38
 from weakseg.models.vgg import VGG16, VGG16ICD, VGG16Affinity, VGG16LargeFOV
 from weakseg.models.weights import imagenet_weights, load_weights
@@ -32,6 +32,7 @@ BACKBONES: dict[str, Callable[[int, bool], Backbone]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet101": resnet101,
+    "resnet101_deep_stem": resnet101_deep_stem,
     "deeplab_resnet101": DeepLabResNet,
     "deeplab_resnet101_multi_grid": multi_grid_resnet101,
     "resnet38": ResNet38,

@@ -96,7 +96,7 @@ class ResNet(StagedBackbone):
         widths = (64, 128, 256, 512)
         out1, out2, out3, out4 = (width * block.expansion for width in widths)
         super().__init__((64, out1, out2, out3, out4), plans)
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1: nn.Module = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = FixedBatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -107,6 +107,12 @@ class ResNet(StagedBackbone):
         self.layer4 = _layer(block, out3, widths[3], blocks[3], plans[4])
         initialise(self)
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        first = (self.layer1, self.layer2, self.layer3, self.layer4)[stage - 1][0]
+        assert isinstance(first, BasicBlock | Bottleneck)
+        shortcut = [] if first.downsample is None else [first.downsample[0]]
+        return [first.conv1, *(conv for conv in shortcut if isinstance(conv, nn.Conv2d))]
+
     def stages(self) -> list[list[nn.Module]]:
         return [
             [self.conv1, self.bn1, self.relu],
@@ -115,6 +121,31 @@ class ResNet(StagedBackbone):
             [self.layer3],
             [self.layer4],
         ]
+
+
+class DeepStemResNet(ResNet):
+    """ResNet of bottlenecks whose stem is three 3×3 convolutions, the first at stride 2, with 128 channels in the end.
+
+    Zhao, Shi, Qi, Wang, Jia, "Pyramid Scene Parsing Network", CVPR 2017 (arXiv 1612.01105), the authors' program.
+    """
+
+    def __init__(
+        self, output_stride: int = 8, dilated: bool = True, blocks: tuple[int, int, int, int] = (3, 4, 23, 3)
+    ) -> None:
+        super().__init__(Bottleneck, blocks, output_stride, dilated)
+        self.channels = (128, *self.channels[1:])
+        self.conv1 = nn.Sequential(
+            _conv3x3(3, 64, 2, 1),
+            FixedBatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            _conv3x3(64, 64, 1, 1),
+            FixedBatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            _conv3x3(64, 128, 1, 1),
+        )
+        self.bn1 = FixedBatchNorm2d(128)
+        self.layer1[0] = Bottleneck(128, 64, 1, 1, 1)
+        initialise(self)
 
 
 def _layer(
@@ -139,3 +170,8 @@ def resnet50(output_stride: int = 16, dilated: bool = True) -> ResNet:
 def resnet101(output_stride: int = 16, dilated: bool = True) -> ResNet:
     """ResNet-101: channels as ResNet-50; 42.5 million parameters."""
     return ResNet(Bottleneck, (3, 4, 23, 3), output_stride, dilated)
+
+
+def resnet101_deep_stem(output_stride: int = 8, dilated: bool = True) -> DeepStemResNet:
+    """ResNet-101 with a stem of three convolutions: channels 128, 256, 512, 1024, 2048; 42.6 million parameters."""
+    return DeepStemResNet(output_stride, dilated)

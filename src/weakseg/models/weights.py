@@ -75,8 +75,8 @@ def own_names(path: Path, state: dict[str, Tensor], backbone: str | None = None)
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a `.safetensors`, `.pth`, `.params` (MXNet) or `.caffemodel` (Caffe) file on the CPU,
-    without `module.` prefixes; runs no code of the file. Raises `WeaksegError` where it is anything else than a flat
-    table of finite tensors."""
+    without `module.` prefixes; runs no code of the file. Where there are several tables, their names come first
+    (`TABLE.NAME`). Raises `WeaksegError` where it is anything else than tables of finite tensors."""
     if not path.is_file():
         raise WeaksegError(f"The weights {path} do not exist.")
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
@@ -117,6 +117,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} is not a file of plain tensors written by torch.save (its reader failed with "
             f"{type(error).__name__}). Convert a file that holds other objects to safetensors."
         ) from None
+    if isinstance(state, dict) and len(state) > 1 and all(isinstance(table, dict) for table in state.values()):
+        state = {f"{part}.{name}": tensor for part, table in state.items() for name, tensor in table.items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeaksegError(
             f"{path} holds no flat table of named tensors. Save the state_dict() of the network alone, without "

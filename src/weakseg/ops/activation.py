@@ -113,7 +113,7 @@ def network_outputs(
         pixels = PIXELS_AT_ONCE_ON_CPU if inputs.device.type == "cpu" else PIXELS_AT_ONCE
         outputs = torch.cat(
             [
-                network({**part, "image": _normalised(part["image"])}).float()
+                network({**part, "image": normalised_pixels(part["image"])}).float()
                 for part in _split(batch, max(1, pixels // (inputs.shape[2] * inputs.shape[3])))
             ]
         )
@@ -139,7 +139,7 @@ def _split(batch: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor
         yield dict(zip(batch, part, strict=True))
 
 
-def _normalised(images: Tensor) -> Tensor:
+def normalised_pixels(images: Tensor) -> Tensor:
     """`normalise_image` for uint8 tensors (N, 3, H, W), where they are."""
     mean, std = (torch.from_numpy(values).to(images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return images.float().div_(255).sub_(mean).div_(std)

@@ -36,13 +36,15 @@ class ImageField:
                 height and width (below 0 and above 1 outside of the image), and 1 where it is mirrored, else 0.
 
     `at_inference` says that the network reads the field at inference as well. `folder` is a folder beside the images
-    whose files NAME.png hold the field, 8-bit grey: values 0 to 255 of labels and ids, 0 to 1 of maps.
+    whose files NAME.png hold the field, 8-bit grey: values 0 to 255 of labels and ids, 0 to 1 of maps. `partial` labels
+    tell unlabelled pixels (254) from void ones; for all others both are void.
     """
 
     follows: Follows
     outside: int = VOID
     at_inference: bool = False
     folder: str | None = None
+    partial: bool = False
 
     @property
     def spatial(self) -> bool:
@@ -54,6 +56,8 @@ TAGS = ImageField("whole")
 """(C,) float32: 1 for classes that the weak labels name, else 0."""
 LABELS = ImageField("labels")
 """(H, W) uint8: 0 background, 1 … C, 255 void."""
+PARTIAL_LABELS = ImageField("labels", partial=True)
+"""(H, W) uint8: 0 background, 1 … C, 254 unlabelled, 255 void; C is at most 253."""
 GEOMETRY = ImageField("geometry", at_inference=True)
 
 
@@ -74,6 +78,24 @@ def as_seen(
             resized = _resized(field, values[name], size)
             seen[name] = resized.flip(-1) if mirrored else resized
     return seen
+
+
+def in_view(maps: Tensor, geometry: Tensor, size: tuple[int, int]) -> Tensor:
+    """What views show of maps that have the frame of the whole image: (N, K, h, w) at a `size`, 0 outside of the image.
+
+    `geometry` (N, 5) is that of the views, see `ImageField`. Bilinear between the centres of cells; for a whole image,
+    `interpolate` with align_corners=False.
+    """
+    top, left, bottom, right, mirrored = geometry.to(maps).unbind(1)
+    rows, columns = (
+        (torch.arange(side, dtype=maps.dtype, device=maps.device) + 0.5) / side for side in (size[0], size[1])
+    )
+    across = torch.where(mirrored[:, None] > 0, 1 - columns, columns)
+    y = top[:, None] + rows * (bottom - top)[:, None]
+    x = left[:, None] + across * (right - left)[:, None]
+    places = torch.stack([x[:, None].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3)
+    shown = F.grid_sample(maps, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return shown * ((places >= 0) & (places <= 1)).all(3)[:, None]
 
 
 def _whole_geometry(images: Tensor, mirrored: bool) -> Tensor:

@@ -22,6 +22,12 @@ def weak_labels(samples: Sequence[Sample]) -> str:
     return _digest((name, sorted(of.present()), of.boxes, of.points, of.scribbles) for name, of in labels)
 
 
+def tags(samples: Sequence[Sample]) -> str:
+    """Changes with the tags themselves, and with whether anybody tagged an image."""
+    given = ((sample.name, sample.labels.tags) for sample in samples)
+    return _digest((name, None if of is None else sorted(of)) for name, of in given)
+
+
 def ground_truth(samples: Sequence[Sample]) -> str:
     """Changes with the masks of images."""
     return _digest((sample.name, sample.mask.fingerprint() if sample.mask else None) for sample in samples)
@@ -58,7 +64,8 @@ def weights(path: object) -> str:
 
 def _image_stamp(sample: Sample) -> str:
     try:
-        return file_stamp(sample.image)
+        scaled = f" at {sample.long_side}" if sample.long_side else ""
+        return file_stamp(sample.image) + scaled
     except WeaksegError as error:
         raise WeaksegError(f"{error} `weakseg data check` finds all such problems at once.") from None
 

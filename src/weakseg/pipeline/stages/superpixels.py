@@ -15,7 +15,7 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_superpixels, write_superpixels
+from weakseg.data.images import read_label_map, read_superpixels, write_superpixels
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -47,29 +47,49 @@ class Superpixels(SuperpixelSettings, Stage):
         "other settings are then without meaning. null: superpixels are made",
     )
 
+    beside: str | None = Field(
+        default=None,
+        description="a folder beside the images with a map of regions NAME.png, 8-bit grey, of every image, such as "
+        "HED-owt-ucm's: used where it is there, so that superpixels are made only where it is not",
+    )
+
     def with_weights(self, weights: str) -> Self:
         if self.backbone is None or self.backbone.weights is None:
             return self
         return self.model_copy(update={"backbone": self.backbone.model_copy(update={"weights": weights})})
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
         if self.folder is not None:
             return [stamps.images(samples), stamps.files(_path(Path(self.folder), sample) for sample in samples)]
+        if (given := self._given(context)) is not None:
+            return [stamps.images(samples), stamps.files(_path(given, sample) for sample in samples)]
         found = [stamps.images(samples)]
         if self.backbone is not None:
             found.append(stamps.weights(self.backbone.weights) or str(context.seed))
         return found
 
+    def _given(self, context: Context) -> Path | None:
+        """The folder `beside` the images, if it is there."""
+        folder = None if self.beside is None else context.dataset.folder / self.beside
+        return folder if folder is not None and folder.is_dir() else None
+
     def prepare(self, context: Context) -> None:
-        if self.folder is None and self.backbone is not None:
+        if self.folder is None and self._given(context) is None and self.backbone is not None:
             build_backbone(self.backbone)
 
     def run(self, context: Context, folder: Path) -> None:
-        if self.folder is None:
+        given, own = self._given(context), self.folder
+        context.log("superpixels", source=str(own or given or "made"))
+        if own is None and given is None:
             self._make(context, folder)
         elif parallel.rank() == 0:
-            write_json(folder / SOURCE_NAME, {"folder": str(Path(self.folder).resolve())})
+            source = given if own is None else Path(own)
+            assert source is not None
+            write_json(folder / SOURCE_NAME, {"folder": str(source.resolve()), "grey": own is None})
 
     def _make(self, context: Context, folder: Path) -> None:
         device = context.fabric.device
@@ -77,7 +97,7 @@ class Superpixels(SuperpixelSettings, Stage):
         network = None if self.backbone is None else ready_backbone(self.backbone, device)
 
         def read(sample: Sample) -> tuple[Image, Ids]:
-            image = read_image(sample.image)
+            image = sample.read_image()
             return image, segmented(image, self, merging=network is not None)
 
         def write(sample: Sample, ids: Ids) -> None:
@@ -86,14 +106,17 @@ class Superpixels(SuperpixelSettings, Stage):
         def through(write: Callable[[Sample, Ids], None], samples: Sequence[Sample]) -> Iterable[object]:
             return superpixels_of_many(samples, read, write, network, self, device)
 
-        complete("superpixels", context.weakly_labelled(), partial(superpixel_path, folder), write, through)
+        title = "superpixels" if self.beside is None else f"superpixels, as there is no folder {self.beside}"
+        complete(title, context.weakly_labelled(), partial(superpixel_path, folder), write, through)
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         """The ids (H, W), int32."""
         source = folder / SOURCE_NAME
         if source.exists():
-            return read_superpixels(_path(Path(read_json(source)["folder"]), sample))
+            given = read_json(source)
+            read = read_label_map if given.get("grey") else read_superpixels
+            return read(_path(Path(given["folder"]), sample)).astype(np.int32)
         return read_superpixels(superpixel_path(folder, sample))
 
     @classmethod
