@@ -62,6 +62,17 @@ class Classes:
         hint = f' Did you mean "{near[0]}"?' if near else ""
         raise WeaksegError(f'Unknown class "{name}".{hint} The classes are: {", ".join(self.names)}.')
 
+    def mirrored(self) -> list[int]:
+        """What each label 0 … C becomes when an image is turned from left to right: "left NAME" becomes "right NAME",
+        where both are classes, and the reverse. All others stay as they are."""
+        sides = {"left": "right", "right": "left"}
+        turned = list(range(1 + len(self)))
+        for label, name in enumerate(self.names, start=1):
+            side, _, rest = name.partition(" ")
+            if side in sides and (other := f"{sides[side]} {rest}") in self.names:
+                turned[label] = self.label(other)
+        return turned
+
     def name(self, label: int) -> str:
         """The name of a label: 0 is "background", 255 "void", k the k-th class."""
         if label == BACKGROUND:

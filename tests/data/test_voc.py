@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from weakseg.data.findings import Report
 from weakseg.data.voc import VOC_CLASSES, read_voc
 from weakseg.errors import WeaksegError
-from weakseg.labels import Box
+from weakseg.files import write_json
+from weakseg.labels import Box, Point
 
 Save = Callable[..., Path]
 
@@ -374,3 +375,15 @@ def test_entities_are_never_expanded(voc: Path, encoding: str) -> None:
     (voc / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
     [problem] = problems_of(voc)
     assert "a.xml declares a document type, which no annotation needs; refused" in problem
+
+
+def test_clicks_beside_the_images_do_not_add_what_tags_deny(tiny_voc: Path) -> None:
+    point = {"class": "kettle", "point": [5, 5]}
+    images = {"train 0": {"points": [point]}, "train 1": {"points": [point, {"class": "spoon", "point": [9, 9]}]}}
+    write_json(tiny_voc / "points.json", {"images": images})
+    report = Report()
+    first, second = read_voc(tiny_voc, report).split("train")[:2]
+    assert first.labels.points == (Point(1, 5, 5),)
+    assert second.labels.points == (Point(2, 9, 9),)
+    assert second.labels.present() == {2}
+    assert sum("kettle" in note for note in report.notes) == 1

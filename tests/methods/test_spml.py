@@ -193,6 +193,12 @@ def test_the_pyramid_head_asks_for_more_than_one_image() -> None:
         network(head="pspnet").train().losses(batch_of(1))
 
 
+def test_one_image_of_one_cell_has_no_statistics() -> None:
+    with pytest.raises(WeaksegError, match="batch_size"):
+        network().train().losses(batch_of(1, side=8))
+    assert total(network(norm="fixed").train(), batch_of(1, side=8)).isfinite()
+
+
 def test_254_classes_leave_no_label_for_unlabelled_pixels() -> None:
     with pytest.raises(WeaksegError, match="253"):
         SPML(SPML.Settings(backbone=BACKBONE), 254)

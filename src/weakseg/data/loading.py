@@ -114,6 +114,7 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
     seed: int
     prepare: Prepare = unchanged
     prepare_image: Prepare = unchanged
+    mirrored_labels: Sequence[int] = ()
 
     images_per_draw: ClassVar[int] = 1
 
@@ -129,7 +130,7 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
 
     def view(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> dict[str, Tensor]:
         """A random view of any image with its fields."""
-        seen = self.prepare(self.augmentation(arrays, self.fields, rng))
+        seen = self.prepare(self.augmentation(arrays, self.fields, rng, self.mirrored_labels))
         return {name: torch.as_tensor(array) for name, array in seen.items()}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from weakseg.data.coco import read_coco
 from weakseg.data.corrections import with_corrections
 from weakseg.data.dataset import Dataset
+from weakseg.data.densepose import TRUTH, read_densepose
 from weakseg.data.findings import Report, reading
 from weakseg.data.folder import read_folder
 from weakseg.data.voc import LISTS, read_voc
@@ -32,21 +33,26 @@ def _is_coco(path: Path) -> bool:
     return path.suffix == ".json" or any(path.glob("annotations/instances_*.json"))
 
 
+def _is_densepose(path: Path) -> bool:
+    return (path / "images").is_dir() and (path / TRUTH).is_dir()
+
+
 def _is_folder(path: Path) -> bool:
     return (path / "images").is_dir()
 
 
-# In this order: a COCO folder may have "images" as well.
+# In this order: a COCO folder may have "images" as well, and one of DensePose has it.
 FORMATS = {
     "voc": Format("JPEGImages/ and ImageSets/Segmentation/*.txt", _is_voc, read_voc),
     "coco": Format("annotations/instances_*.json, or the path of one such file", _is_coco, read_coco),
+    "densepose": Format("images/SPLIT/ and segcls/SPLIT/", _is_densepose, read_densepose),
     "folder": Format("images/ with labels.csv or labels.json", _is_folder, read_folder),
 }
 
 
 def open_dataset(path: Path | str, format: str | None = None, report: Report | None = None) -> Dataset:
-    """Open a data set of the given format ("voc", "coco", "folder"), or of the first that its files show, with the
-    corrected masks that lie in its folder.
+    """Open a data set of the given format ("voc", "coco", "densepose", "folder"), or of the first that its files show,
+    with the corrected masks that lie in its folder.
 
     Raises `WeaksegError` for an unknown format, a path that does not exist or that no format fits, and for the
     problems that the reader finds; with a `report` these go there instead, and what is sound is returned.

@@ -158,19 +158,29 @@ class Augmentation(Settings):
         return self
 
     def __call__(
-        self, arrays: Mapping[str, Array], fields: Mapping[str, ImageField], rng: np.random.Generator
+        self,
+        arrays: Mapping[str, Array],
+        fields: Mapping[str, ImageField],
+        rng: np.random.Generator,
+        mirrored_labels: Sequence[int] = (),
     ) -> dict[str, Array]:
         """One random view of an image and of all that follows it: `image` (3, crop, crop), normalised, and the fields.
 
         `arrays` hold `image`, uint8 (H, W, 3), and the fields by name, as `data.loading.read_fields` gives them.
         Numbers are drawn from `rng` in this order: longer side, scale, horizontal place, vertical place, mirroring,
-        colour; a setting that is switched off draws nothing.
+        colour; a setting that is switched off draws nothing. `mirrored_labels` say what each label of the classes
+        becomes where a view is mirrored (`labels.Classes.mirrored`); without them, all stay as they are.
         """
         image = arrays["image"]
         view = self.draw((image.shape[0], image.shape[1]), rng)
         return {
             "image": self.image(image, view),
-            **{name: self.follow(field, arrays.get(name), view) for name, field in fields.items()},
+            **{
+                name: _with_sides(name, field, self.follow(field, arrays.get(name), view), mirrored_labels)
+                if view.mirrored
+                else self.follow(field, arrays.get(name), view)
+                for name, field in fields.items()
+            },
         }
 
     def follow(self, field: ImageField, array: Array | None, view: View) -> Array:
@@ -425,3 +435,14 @@ def _turned(array: Array, view: View) -> Array:
 def mirror(array: Array) -> Array:
     """Left and right exchanged: the last axis reversed, of (3, H, W) or (H, W)."""
     return array[..., ::-1]
+
+
+def _with_sides(name: str, field: ImageField, array: Array, mirrored_labels: Sequence[int]) -> Array:
+    """A field of a mirrored view with left and right classes exchanged: label maps and tags."""
+    if not len(mirrored_labels):
+        return array
+    if field.follows == "labels":
+        table = np.arange(256, dtype=array.dtype)
+        table[: len(mirrored_labels)] = mirrored_labels
+        return table[array]
+    return array[np.asarray(mirrored_labels[1:]) - 1] if name == "tags" else array

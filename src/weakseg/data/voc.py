@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from xml.parsers import expat
 import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.findings import Report, reading
+from weakseg.data.findings import Report, reading, text_of
 from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
@@ -137,10 +137,7 @@ _PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+
 
 
 def _read_list(path: Path, report: Report) -> Iterator[_Line]:
-    text, foreign = read_text(path, fallback="cp1252")
-    if foreign:
-        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text_of(path, report).split("\n"), 1):
         where = f"{path}, line {number}"
         if not (line := line.strip()):
             continue
@@ -186,16 +183,29 @@ def _weak_labels(
 
     @cache
     def of(name: str) -> WeakLabels:
-        more = label_reader(beside.get(name, []), images[name])
-        if name not in annotations:
-            return replace(more, tags=listed.get(name, published.get(name)))
-        annotated = _read_annotation(annotations[name], images[name], classes, report)
+        known = WeakLabels()
+        if name in annotations:
+            known = _read_annotation(annotations[name], images[name], classes, report)
         tags = listed.get(name, published.get(name))
         if tags is not None:
-            annotated = replace(annotated, tags=tags, difficult=frozenset())
-        return replace(more, tags=annotated.tags, boxes=annotated.boxes + more.boxes, difficult=annotated.difficult)
+            known = replace(known, tags=tags, difficult=frozenset())
+        more = label_reader(beside.get(name, []), images[name])
+        if known.tags is not None and (denied := more.present() - known.tags):
+            names = ", ".join(classes.name(label) for label in sorted(denied))
+            report.note(f"the image's tags do not name {names}; these labels are left out.", beside[name][0].where)
+            more = _without(more, denied)
+        return replace(more, tags=known.tags, boxes=known.boxes + more.boxes, difficult=known.difficult)
 
     return of
+
+
+def _without(labels: WeakLabels, denied: Collection[int]) -> WeakLabels:
+    return replace(
+        labels,
+        boxes=tuple(box for box in labels.boxes if box.label not in denied),
+        points=tuple(point for point in labels.points if point.label not in denied),
+        scribbles=tuple(scribble for scribble in labels.scribbles if scribble.label not in denied),
+    )
 
 
 def _read_tags_json(path: Path, images: Mapping[str, Path], classes: Classes, report: Report) -> Tags:

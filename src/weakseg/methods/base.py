@@ -44,9 +44,9 @@ from weakseg.ops.instances import Instances
 from weakseg.settings import Settings
 
 __all__ = [
-    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method", "Reading",
-    "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints", "find_method", "kind_of", "means",
-    "methods", "version_of",
+    "Batch", "Checkpoint", "Concluding", "Deciding", "Evidence", "Image", "Item", "Localiser", "MaskRule", "Method",
+    "Reading", "Refiner", "Remembering", "Segmenter", "Separating", "Settings", "Spreading", "absolute", "checkpoints",
+    "find_method", "kind_of", "means", "methods", "version_of",
 ]  # fmt: skip
 
 Image = npt.NDArray[np.uint8]
@@ -219,9 +219,11 @@ class Concluding(Protocol):
 class Deciding(Protocol):
     """A segmenter with its own way from the views of an image to the probabilities of its pixels."""
 
-    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
-        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images. The network is
-        on `device`, in evaluation mode."""
+    def probabilities(
+        self, views: Views, device: torch.device, mirrored: Sequence[int], *, mirror: bool
+    ) -> Iterator[Tensor]:
+        """Probabilities (1 + C, H, W) of each image of `views` and, with `mirror`, their mirror images, where a label
+        is another one, `mirrored` (1 + C of them). The network is on `device`, in evaluation mode."""
         ...
 
 

@@ -200,7 +200,7 @@ def _scores(
     network = model.network
     if isinstance(network, Segmenter):
         if isinstance(network, Deciding):
-            all_scores = network.probabilities(views, device, mirror=inference.mirror)
+            all_scores = network.probabilities(views, device, model.classes.mirrored(), mirror=inference.mirror)
         else:
             all_scores = multi_scale_probabilities(network.logits, views, device, mirror=inference.mirror)
         for scores in all_scores:

@@ -212,6 +212,7 @@ class Learning(Stage):
             context.seed,
             Prepared(self.method_kind, self.method, self.model, whole=False),
             Prepared(self.method_kind, self.method, self.model, whole=True),
+            context.dataset.classes.mirrored(),
         )
 
     def wrapped(self, images: TrainingImages, context: Context) -> TrainingSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,14 +11,15 @@ import numpy.typing as npt
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size
+from weakseg.data.images import image_size, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
-from weakseg.ops.accumulator import Accumulator
+from weakseg.ops.accumulator import Accumulator, as_json
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.boundary import BoundaryScore
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
+from weakseg.ops.instance_weighted import InstanceWeighted
 from weakseg.ops.resize import resize_bilinear, resize_labels
 from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
@@ -35,6 +36,7 @@ class MaskScores:
     confusion: Confusion
     boundary: BoundaryScore
     images: dict[str, float] = field(default_factory=dict)
+    weighted: InstanceWeighted | None = None
 
     @classmethod
     def of(cls, classes: Classes) -> MaskScores:
@@ -53,18 +55,34 @@ class MaskScores:
         """For a JSON file; `image_iou` is each image's mean over the classes it shows or is given, null where all
         of its pixels are void."""
         iou = {name: None if np.isnan(value) else round(value, 6) for name, value in self.images.items()}
-        return {**self.confusion.to_dict(), "boundary": self.boundary.to_dict(), "image_iou": iou}
+        found = {**self.confusion.to_dict(), "boundary": self.boundary.to_dict(), "image_iou": iou}
+        if self.weighted is not None and self.weighted.of_image:
+            found["instance_weighted"] = {
+                "iou": as_json(self.weighted.iou()),
+                "mean_iou": as_json(self.weighted.mean_iou),
+                "images": len(self.weighted.of_image),
+            }
+        return found
 
 
 def measure_masks(
-    samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], LabelMap], title: str
+    samples: Sequence[Sample],
+    classes: Classes,
+    read: Callable[[Sample], LabelMap],
+    title: str,
+    *,
+    by_instances: bool = False,
 ) -> MaskScores:
-    """The scores of the label maps that `read` gives, against the samples' ground truth."""
+    """The scores of the label maps that `read` gives, against the samples' ground truth; with `by_instances`, those
+    weighted by instances, too, where the samples have objects."""
     scores = MaskScores.of(classes)
+    weighted = InstanceWeighted(len(classes) + 1) if by_instances else None
     pairs = _shared(samples, lambda sample: (sample, _truth(sample), read(sample)), title)
     for sample, truth, prediction in pairs:
         scores.update(truth, prediction, sample.name)
-    return over_ranks(scores)
+        if weighted is not None and sample.objects is not None:
+            weighted.update(truth, prediction, read_label_map(sample.objects), sample.name)
+    return replace(over_ranks(scores), weighted=_over_ranks(weighted))
 
 
 def measure_curve(
@@ -125,6 +143,13 @@ def _at_full_size(maps: ActivationMaps, sample: Sample) -> npt.NDArray[np.float3
     """Maps (K, H, W) at the size of the image's file, which the truth has."""
     scores = maps.upsampled()
     return resize_bilinear(scores, image_size(sample.image)) if sample.long_side else scores
+
+
+def _over_ranks(weighted: InstanceWeighted | None) -> InstanceWeighted | None:
+    if weighted is None:
+        return None
+    images = {name: values for part in parallel.gather(weighted.of_image) for name, values in part.items()}
+    return InstanceWeighted(weighted.num_classes, images)
 
 
 def _truth(sample: Sample) -> LabelMap:

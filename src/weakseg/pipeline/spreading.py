@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 class BySimilarity(Stage):
-    """Base of the stages that make masks by a segmenter that can (`Spreading`, `Remembering` of `methods.base`): one that
-    has the options called `options_name`."""
+    """Base of the stages that make masks by a segmenter that can (`Spreading`, `Remembering` of `methods.base`):
+    one that has the options called `options_name`."""
 
     leaves: ClassVar[str] = "masks"
     options_name: ClassVar[str]

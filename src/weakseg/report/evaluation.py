@@ -40,7 +40,9 @@ def score_folder(masks: Path, dataset: Dataset, split: str) -> tuple[MaskScores,
     """The scores of the label maps, and the names of those that belong to no image of the split."""
     samples = dataset.split(split)
     found = _find_masks(masks, samples, split)
-    scores = measure_masks(samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring")
+    scores = measure_masks(
+        samples, dataset.classes, lambda sample: read_label_map(found[sample.name]), "measuring", by_instances=True
+    )
     return scores, sorted(found.keys() - {sample.name for sample in samples})
 
 
@@ -56,6 +58,8 @@ def scores_text(values: Mapping[str, Any], classes: Classes) -> str:
         ["mean boundary F", percent(values["boundary"]["mean_f_score"])],
         ["pixel accuracy", percent(values["pixel_accuracy"])],
     ]
+    if weighted := values.get("instance_weighted"):
+        means.append(["mean of all classes, each image as often as its instances", percent(weighted["mean_iou"])])
     return "\n\n".join(
         [text_table(["class", "IoU %", "boundary F %"], rows), text_table([f"{values['images']} images", "%"], means)]
     )

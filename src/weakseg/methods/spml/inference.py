@@ -1,4 +1,7 @@
-"""SPML's windows and scales (spml: sliding windows, averages over scales and mirror images)."""
+"""How SPML looks at images: sliding windows, and means over scales and mirror images.
+
+Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957); sizes and orders are those of the authors' program.
+"""
 
 from __future__ import annotations
 
@@ -109,15 +112,16 @@ def mean_over_views(
     pictures: Sequence[Tensor],
     size: Size,
     device: torch.device,
-    *,
-    mirror: bool,
+    mirrored: Sequence[int] | None,
 ) -> Tensor:
     """The mean (K, H, W) of the softmax of `scores` (K, h, w), resized to `size`, over `pictures` of one image, uint8
-    (3, h, w), and their mirror images."""
+    (3, h, w). With `mirrored`, the labels that labels are in a mirror image, mirror images are seen, too."""
     total, count = torch.zeros((), device=device), 0
     for picture in pictures:
         image = normalised_pixels(picture.to(device)[None])[0]
-        for turned in (True, False) if mirror else (False,):
+        for turned in (False,) if mirrored is None else (True, False):
             found = resized(scores(image.flip(2) if turned else image)[None], size)[0].softmax(0)
-            total, count = total + (found.flip(2) if turned else found), count + 1
+            if turned and mirrored is not None:
+                found = found[list(mirrored)].flip(2)
+            total, count = total + found, count + 1
     return total / count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weakseg import parallel
 from weakseg.data.opencv import scale_nearest
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID
@@ -120,8 +121,17 @@ class EmbeddingSegmenter(base.Segmenter):
     def embeddings(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to the embeddings of pixels (N, D, h, w), of any length, at twice the
         resolution of the last features: h = 2 ceil(H / 8) at stride 8."""
+        if self.training and self.settings.norm == "batch":
+            self._require_statistics(batch["image"])
         output = self.head(self.backbone(batch["image"])[-1])
         return F.interpolate(output, scale_factor=2, mode="bilinear", align_corners=False)
+
+    def _require_statistics(self, images: Tensor) -> None:
+        if len(images) * parallel.world_size() == 1 and self.backbone.output_size(images.shape[-2:]) == (1, 1):
+            raise WeaksegError(
+                "One image of one cell has no statistics to normalise with. Give a micro-batch more images "
+                "(train.batch_size) or larger crops (augment.crop), or set model.norm to fixed."
+            )
 
     def embedding_size(self, size: tuple[int, ...]) -> tuple[int, int]:
         """The size (h, w) of the embeddings of images of a size (H, W)."""
@@ -151,12 +161,14 @@ class EmbeddingSegmenter(base.Segmenter):
         return self.classifier(self.pixel_embeddings(images))
 
     @torch.inference_mode()
-    def probabilities(self, views: Views, device: torch.device, *, mirror: bool) -> Iterator[Tensor]:
+    def probabilities(
+        self, views: Views, device: torch.device, mirrored: Sequence[int], *, mirror: bool
+    ) -> Iterator[Tensor]:
         """The mean over views of the classifier's probabilities (1 + C, H, W), each from the mean of the scores of
         sliding windows."""
         for number in range(len(views.scaled[0])):
             pictures = [scale[number].permute(2, 0, 1) for scale in views.scaled]
-            yield mean_over_views(self._scores, pictures, views.size, device, mirror=mirror)
+            yield mean_over_views(self._scores, pictures, views.size, device, mirrored if mirror else None)
 
     def _scores(self, image: Tensor) -> Tensor:
         windows = self.options.windows()
@@ -272,7 +284,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.training and len(features) == 1:
+        if self.training and len(features) * parallel.world_size() == 1:
             raise WeaksegError(
                 "The head pspnet normalises a mean over the whole image, of which one image has no statistics. Give a "
                 "micro-batch more images (train.batch_size) or set model.head to deeplab."

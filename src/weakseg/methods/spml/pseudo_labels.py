@@ -1,6 +1,6 @@
 """SPML's pseudo-labels: class scores that walk over an image by the similarity of its embedding.
 
-Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957), appendix. With unit embeddings f_i of the cells of an image, 8 pixels apart,
+Ke, Hwang, Yu, ICLR 2021 (arXiv 2105.00957), appendix. With unit embeddings f_i of the cells of an image (8 × 8 pixels),
 
     A_ij = mean over views of exp(5 f_i · f_j - 5),    B = A^20 elementwise,    T_ij = B_ij / Σ_k B_kj,
     R = S · T^64,
@@ -144,8 +144,8 @@ class SpreadOptions(Settings):
 
     seed: Literal["classifier", "activations", "points"] = Field(
         default="classifier",
-        description="what walks: the classifier's probabilities, activation maps (from tags), or what labelled segments "
-        "say of similar pixels (which needs regions)",
+        description="what walks: the classifier's probabilities, activation maps (from tags), or what labelled "
+        "segments say of similar pixels (which needs regions)",
     )
     scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=True, description="use the mirror image, too")
