@@ -24,9 +24,10 @@ from weakseg.data.images import read_image
 from weakseg.data.opening import open_dataset
 from weakseg.files import read_json
 from weakseg.labels import VOID
-from weakseg.methods.affinitynet import pair_affinities, pairs, with_background
+from weakseg.methods.affinitynet import pair_affinities, pairs
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.background import with_background
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.crf_parameters import PARAMETERS
 from weakseg.ops.crf_unary import unary_from_probabilities

@@ -2,9 +2,10 @@
 
     python benchmarks/region_quality.py DATA [--split train] [--every 10]
 
-The ultrametric regions are a watershed of the colour gradient, whose weakest boundaries (mean gradient) are merged away
-until there are as many regions as Felzenszwalb's have. `recall`: part of the true boundaries with a region's boundary
-at most 2 pixels away; `leak`: part of the pixels that the region's most frequent class leaves out (undersegmentation).
+The ultrametric regions are a watershed of the colour gradient, merged (by the contours between them, or by Ward's
+criterion on their colours) until there are as many as Felzenszwalb's.
+`recall`: part of the true boundaries with a boundary of regions at most 2 pixels away; `leak`: part of the pixels that
+the most frequent class of each region leaves out (undersegmentation).
 """
 
 from __future__ import annotations
@@ -29,46 +30,49 @@ SETTINGS = ((20, 20), (75, 75), (300, 150))
 """k and min_size of Felzenszwalb's segmentation."""
 
 
-def ultrametric(image: npt.NDArray[np.uint8], count: int) -> Ids:
-    """Regions (H, W) after merging over the weakest boundaries until `count` are left."""
-    gradient = np.max([sobel(channel) for channel in rgb2lab(image).transpose(2, 0, 1)], 0)
+def ultrametric(image: npt.NDArray[np.uint8], count: int, by: str) -> Ids:
+    """Regions (H, W) after merging neighbours, the cheapest first, until `count` are left.
+
+    The cost is the mean gradient on the common boundary ("contour"), or what merging adds to the squared distances of
+    colours from their region's mean ("ward").
+    """
+    lab = rgb2lab(image)
+    gradient = np.max([sobel(channel) for channel in lab.transpose(2, 0, 1)], 0)
     ids = watershed(gradient) - 1
-    boundary: dict[tuple[int, int], list[float]] = {}
-    for a, b, g in (
-        (ids[:, 1:], ids[:, :-1], np.maximum(gradient[:, 1:], gradient[:, :-1])),
-        (ids[1:], ids[:-1], np.maximum(gradient[1:], gradient[:-1])),
-    ):
-        place = a != b
-        for i, j, value in zip(a[place].tolist(), b[place].tolist(), g[place].tolist(), strict=True):
-            of_pair = boundary.setdefault((min(i, j), max(i, j)), [0.0, 0])
-            of_pair[0] += value
-            of_pair[1] += 1
-    near: list[dict[int, list[float]]] = [{} for _ in range(ids.max() + 1)]
-    for (i, j), value in boundary.items():
-        near[i][j] = near[j][i] = value
-    heap = [(total / length, i, j) for (i, j), (total, length) in boundary.items()]
+    size = np.bincount(ids.ravel()).astype(float)
+    colour = np.stack([np.bincount(ids.ravel(), lab[..., c].ravel()) for c in range(3)], 1)
+    near: list[dict[int, npt.NDArray[np.float64]]] = [{} for _ in size]  # sum of gradients and length
+    for one, two in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        i, j, strength = ids[one], ids[two], np.maximum(gradient[one], gradient[two])
+        place = i != j
+        for a, b, value in zip(i[place].tolist(), j[place].tolist(), strength[place].tolist(), strict=True):
+            near[a][b] = near[b][a] = near[a].get(b, 0) + np.array([value, 1])
+
+    def cost(i: int, j: int) -> float:
+        if by == "contour":
+            return float(near[i][j][0] / near[i][j][1])
+        apart = colour[i] / size[i] - colour[j] / size[j]
+        return float(size[i] * size[j] / (size[i] + size[j]) * (apart @ apart))
+
+    heap = [(cost(i, j), i, j) for i in range(len(near)) for j in near[i] if i < j]
     heapq.heapify(heap)
-    parent, left = list(range(len(near))), len(near)
+    parent, left = np.arange(len(near)), len(near)
     while left > count and heap:
-        strength, i, j = heapq.heappop(heap)
-        if j not in near[i] or near[i][j][0] / near[i][j][1] != strength:
-            continue  # merged since, or of another strength by now
+        price, i, j = heapq.heappop(heap)
+        if j not in near[i] or cost(i, j) != price:
+            continue  # merged since, or of another cost by now
         del near[i][j], near[j][i]
         for other, value in near[j].items():
             del near[other][j]
-            old = near[i].get(other, [0.0, 0])
-            near[i][other] = near[other][i] = [old[0] + value[0], old[1] + value[1]]
-            new = near[i][other]
-            heapq.heappush(heap, (new[0] / new[1], min(i, other), max(i, other)))
+            near[i][other] = near[other][i] = near[i].get(other, 0) + value
         near[j] = {}
-        parent[j], left = i, left - 1
-    roots = np.arange(len(parent))
-    for region in range(len(parent)):
-        root = region
-        while parent[root] != root:
-            root = parent[root]
-        roots[region] = root
-    return renumbered(roots[ids])
+        size[i], colour[i], parent[j], left = size[i] + size[j], colour[i] + colour[j], i, left - 1
+        for other in near[i]:
+            first, second = min(i, other), max(i, other)
+            heapq.heappush(heap, (cost(first, second), first, second))
+    while (parent[parent] != parent).any():
+        parent = parent[parent]
+    return renumbered(parent[ids])
 
 
 def counts(ids: Ids, truth: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -91,14 +95,15 @@ def main() -> None:
     options = parser.parse_args()
     samples = [s for s in open_dataset(options.data).split(options.split) if s.mask][:: options.every]
     for k, min_size in SETTINGS:
-        totals = np.zeros((2, 5))
+        totals = np.zeros((3, 5))
         for sample in samples:
             assert sample.mask is not None
             image, truth = read_image(sample.image), sample.mask.read()
             graph = graph_segments(image, k=k, min_size=min_size)
-            for row, ids in enumerate((graph, ultrametric(image, int(graph.max()) + 1))):
+            others = (ultrametric(image, int(graph.max()) + 1, by) for by in ("contour", "ward"))
+            for row, ids in enumerate((graph, *others)):
                 totals[row] += counts(ids, truth)
-        for title, row in zip(("Felzenszwalb", "ultrametric"), totals, strict=True):
+        for title, row in zip(("Felzenszwalb", "contour", "ward"), totals, strict=True):
             found, edge, left_out, pixels, regions = row
             print(
                 f"k {k:3} min_size {min_size:3} {title:12} regions {regions / len(samples):6.1f} "

@@ -144,7 +144,10 @@ def test_no_rate_is_above_that_of_the_settings(
 
 def test_epochs_are_counted_in_updates() -> None:
     order = Order(count=10, batch_size=4, seed=0)
-    assert TrainSettings(epochs=3).total_steps(order) == 6
+    assert TrainSettings(epochs=3).total_steps(order) == 9
+    assert TrainSettings(epochs=3, min_steps=20).total_steps(order) == 20
+    assert TrainSettings(epochs=3, min_steps=4).total_steps(order) == 9
+    assert TrainSettings(steps=5, min_steps=20).total_steps(order) == 5
     assert TrainSettings(epochs=0.01).total_steps(order) == 1
     assert TrainSettings(steps=5).total_steps(order) == 5
 

@@ -136,15 +136,17 @@ def run(
       weakseg run cam --data photos --out runs/photos --until masks --weights mobilenet_v2.safetensors
       torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
     """
-    from weakseg.data.opening import open_dataset
-    from weakseg.parallel import rank
     from weakseg.pipeline import recipe as recipes
+    from weakseg.pipeline.recipe_files import read_recipe
 
+    read_recipe(recipe, set_)  # whose mistakes are told before networks are imported
     found = recipes.load_recipe(recipe, set_)
     if until is not None:
         recipes.needed_for(found, until)
     if weights is not None:
         found = recipes.with_weights(found, str(weights))
+    from weakseg.data.opening import open_dataset
+    from weakseg.parallel import rank
     from weakseg.pipeline.run import description
     from weakseg.pipeline.run import run as run_recipe
 
@@ -195,10 +197,14 @@ def compare(
       weakseg compare cam seam --data photos --data tiles --out runs/both
       weakseg compare cam mine.yaml --data photos --out runs/mine --seeds 0,1 --set mine:cam.train.epochs=8
     """
+    from weakseg.pipeline.recipe_files import read_recipe
+
+    for name in recipe:
+        read_recipe(name)  # whose mistakes are told before networks are imported
+    folders = _folders(data, out)
     from weakseg.parallel import rank
     from weakseg.report.comparison.across import across_text, write_across
 
-    folders = _folders(data, out)
     finished: dict[str, Comparison] = {}
     failed: dict[Path, str] = {}
     for folder, source in folders.items():
@@ -323,6 +329,9 @@ def predict(
         str | None, typer.Option(help="Parameters of a dense CRF, such as deeplab; none for no CRF.")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="The background's score, for localisers.")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Side in pixels of the windows that large images are seen through; none, auto.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Write areas.csv: the pixels of every class.")] = False,
     tags: Annotated[
         Path | None,
@@ -348,6 +357,8 @@ def predict(
     changes = _given(mirror=mirror, threshold=threshold)
     if scales is not None:
         changes["scales"] = scales.split(",")
+    if window is not None:
+        changes["window"] = None if window == "none" else int(window) if window.isdecimal() else window
     if crf is not None and crf != "none":
         changes["crf"] = crf
     if crf == "none":

@@ -171,6 +171,23 @@ def drop_partial_line(path: Path) -> None:
             os.truncate(path, data.rfind(b"\n") + 1)
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a log with one JSON object per line, none where it is missing; a last line that is still being
+    written is left out. Raises `WeaksegError` for a damaged log."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except ValueError:  # no JSON, or no UTF-8
+            record = None
+        if not isinstance(record, dict):
+            raise WeaksegError(f"{path} is damaged: {line[:60]!r} is no record. Delete it to go without.")
+        records.append(record)
+    return records
+
+
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write named arrays atomically, compressed. The bytes depend on the arrays alone."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:

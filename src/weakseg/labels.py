@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weakseg.errors import WeaksegError
 
@@ -49,6 +49,10 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def own_values(self) -> dict[int, int]:
+        """The values of masks whose files hold labels themselves: each means itself."""
+        return {label: label for label in (*range(len(self) + 1), VOID)}
 
     def label(self, name: str) -> int:
         """The label (1 … C) of a class name; an unknown name raises with the nearest known one."""
@@ -120,18 +124,27 @@ class Scribble:
 @dataclass(frozen=True)
 class WeakLabels:
     """What is known of one image without a mask. Tags are labels 1 … C; `None` where nobody tagged the image,
-    which is not the same as an empty set (an image without any object)."""
+    which is not the same as an empty set (an image without any object). `difficult` are the classes of which all
+    objects in the image are marked as hard to recognise, as in PASCAL VOC."""
 
     tags: frozenset[int] | None = None
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     scribbles: tuple[Scribble, ...] = ()
+    difficult: frozenset[int] = frozenset()
 
     def present(self) -> frozenset[int]:
         """The labels (1 … C) that occur in the image according to any of its labels, in one set."""
         spatial: Sequence[Box | Point | Scribble] = (*self.boxes, *self.points, *self.scribbles)
         named = {item.label for item in spatial if item.label != BACKGROUND}
         return frozenset(named) | (self.tags or frozenset())
+
+    def without_difficult(self) -> WeakLabels:
+        """The same without the difficult classes, unless all are."""
+        if self.difficult >= self.present():
+            return self
+        boxes = tuple(box for box in self.boxes if box.label not in self.difficult)
+        return replace(self, tags=self.tags and self.tags - self.difficult, boxes=boxes)
 
     @property
     def known(self) -> bool:

@@ -23,6 +23,12 @@ class TrainSettings(Settings):
 
     epochs: float | None = Field(default=None, gt=0, description="passes over the training images")
     steps: int | None = Field(default=None, gt=0, description="updates of the weights")
+    min_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="updates that the training needs: of few images, more epochs are made until there are so many; "
+        "null: the epochs as they are",
+    )
     batch_size: int = Field(default=16, gt=0, description="images per update, over all processes and micro-batches")
     accumulate: int = Field(
         default=1, gt=0, description="micro-batches per update, for less memory; the result is that of the whole batch"
@@ -61,12 +67,18 @@ class TrainSettings(Settings):
             raise ValueError(f"lr_every counts updates, from 1 on, or is epoch; found {self.lr_every}")
         return self
 
+    def order(self, count: int, seed: int, images_per_draw: int = 1) -> Order:
+        """The order of so many images, each of which makes `images_per_draw` of a batch."""
+        from weakseg.data.loading import Order
+
+        return Order(count, max(1, self.batch_size // images_per_draw), seed)
+
     def total_steps(self, order: Order) -> int:
         """The number of updates for a data set."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
-        return max(1, round(self.epochs * order.steps_per_epoch))
+        return max(self.min_steps or 1, round(self.epochs * order.steps_per_epoch))
 
     def rate_factor(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """What the learning rates are multiplied with in update `step` (0 … steps - 1) of `steps`."""

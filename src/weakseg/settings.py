@@ -78,6 +78,7 @@ _EXPECTED = {
     "greater_than": "a number above {gt}",
     "less_than_equal": "a number of {le} or less",
     "less_than": "a number below {lt}",
+    "multiple_of": "a multiple of {multiple_of}",
     "literal_error": "{expected}",
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} or fewer",

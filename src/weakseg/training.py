@@ -18,15 +18,15 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from weakseg import parallel
-from weakseg.data.loading import Batches, Order
-from weakseg.errors import WeaksegError
-from weakseg.files import write_bytes, write_text
+from weakseg.data.loading import Batches
+from weakseg.errors import WeaksegError, out_of_memory
+from weakseg.files import read_json_lines, write_bytes, write_text
 from weakseg.methods.base import Method, means
 from weakseg.optimisation import TrainSettings, build_optimiser
 from weakseg.progress import Progress
@@ -55,7 +55,7 @@ def train_network(
     Raises `WeaksegError` if the loss, its gradient or the weights stop being finite; the checkpoint then is one of
     before. Ctrl-C ends the training after the current update with a checkpoint, as `KeyboardInterrupt`.
     """
-    order = Order(len(images), max(1, settings.batch_size // images.images_per_draw), seed)
+    order = settings.order(len(images), seed, images.images_per_draw)
     batch_size = order.batch_size * images.images_per_draw
     steps = settings.total_steps(order)
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -225,8 +225,8 @@ class _Log:
         self.path, self.active = path, parallel.rank() == 0
         if not self.active:
             return
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= done] if done else []
-        write_text(path, "".join(kept))
+        kept = [record for record in read_json_lines(path) if record.get("step", done + 1) <= done] if done else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def __enter__(self) -> _Log:
         if self.active:
@@ -242,12 +242,6 @@ class _Log:
             self.file.write(json.dumps(values) + "\n")
 
 
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
-
-
 def save_checkpoint(path: Path, network: Method, optimiser: torch.optim.Optimizer, step: int) -> None:
     """Write weights, buffers, and the state of the method and of the optimiser after `step` updates; atomic."""
     tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
@@ -261,11 +255,20 @@ def save_checkpoint(path: Path, network: Method, optimiser: torch.optim.Optimize
 
 
 def load_checkpoint(path: Path, network: Method, optimiser: torch.optim.Optimizer) -> int:
-    """Read a checkpoint into network and optimiser; returns the number of updates done."""
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    network.load_state_dict(_below("network.", tensors))
+    """Read a checkpoint into network and optimiser; returns the number of updates done. Raises `WeaksegError` for a
+    damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        network.load_state_dict(_below("network.", tensors))
+    except (SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise WeaksegError(
+            f"{path} is damaged, so the training cannot go on from it. Delete it and run the same command again: this "
+            "training begins anew and ends with the same weights; other stages are kept."
+        ) from error
     network.load_training_state(_below("state.", tensors))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

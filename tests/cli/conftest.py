@@ -72,6 +72,33 @@ def finished_pasting(tmp_path_factory: pytest.TempPathFactory, process: Process)
     return finish(folder, process, str(folder / "pasting.yaml"), settings)
 
 
+CONTEXT = """
+extends: toy-conta
+name: context
+about: up to the maps of the second repeated round
+rounds: {stages: [cam, maps, masks], changes: {predicted: null, confounders: {masks: previous/masks}, scores: null}}
+stages: {segment: null, scores: null}
+"""
+
+
+@pytest.fixture(scope="session")
+def finished_context(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """A localiser that sees the context of the round before, twice."""
+    folder = tmp_path_factory.mktemp("finished context")
+    (folder / "context.yaml").write_text(CONTEXT, encoding="utf-8")
+    short = (change for change in TINY if not change.startswith("segment"))
+    settings = (*short, "masks.threshold=0.3", "masks.crf=null", "cam.train.epochs=1")
+    return finish(folder, process, str(folder / "context.yaml"), settings)
+
+
+@pytest.fixture(scope="session")
+def finished_icd(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """Superpixels, ICD, its two kinds of maps and its seeds."""
+    short = (change for change in TINY if not change.startswith(("segment", "maps.scales")))
+    settings = (*short, "cam.augment.crop=33", "segment=null")
+    return finish(tmp_path_factory.mktemp("finished icd"), process, "toy-icd", settings)
+
+
 def finish(folder: Path, process: Process, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
     command = ("run", recipe, "--data", data, *set_options(*settings))

@@ -73,7 +73,7 @@ def test_every_problem_at_once(weakseg: Any, folder: Path) -> None:
     for expected in (
         f"problem: {images / '0.jpg'} is not a readable JPEG / PNG / ",
         f"problem: {images / '1.jpg'} cannot be decoded: ",
-        f"problem: {images / '2.png'} has more than 80 megapixels. Scale it down or remove it.",
+        f"problem: {images / '2.png'} has more than 128 megapixels. Scale it down or remove it.",
         f"problem: {images / '4.jpg'} has 20 × 24 pixels (height × width), but its mask 20 × 25.",
         f"problem: {folder / 'masks' / '5.png'} holds values that are no class: 7 (480 pixels).",
     ):

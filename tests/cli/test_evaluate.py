@@ -44,6 +44,17 @@ def test_a_spoilt_mask_costs_what_it_must(weakseg: Any, tiny_voc: Path, masks: P
     assert (tmp_path / "scores" / "images.csv").read_text().splitlines()[1].startswith("val 1,")
 
 
+def test_ground_truth_of_0_and_255_is_noted(weakseg: Any, tiny_voc: Path, masks: Path, tmp_path: Path) -> None:
+    for path in (tiny_voc / "SegmentationClass").glob("val *.png"):
+        truth = read_label_map(path)
+        write_label_map(path, np.where(truth == 0, np.uint8(0), np.uint8(255)))
+        write_label_map(masks / path.name, np.zeros_like(truth))
+    answer = weakseg("evaluate", masks, "--data", tiny_voc, "--out", tmp_path / "scores")
+    assert answer.status == 0, answer.err
+    assert "ground truth shows no class" in answer.out
+    assert "255" in answer.out
+
+
 def test_a_run_s_predictions_have_the_run_s_score(weakseg: Any, finished: Any, tmp_path: Path) -> None:
     folder = finished.run / "scores" / "predictions" / "segment"
     answer = weakseg("evaluate", folder, "--data", finished.data, "--split", "val", "--out", tmp_path / "scores")

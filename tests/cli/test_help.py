@@ -135,3 +135,12 @@ def test_an_unknown_recipe_names_the_nearest(weakseg: Any) -> None:
     answer = weakseg("recipes", "camm")
     assert answer.status == 1
     assert answer.err.startswith('Error: There is no recipe "camm". Did you mean "cam"?')
+
+
+@pytest.mark.parametrize("words", [("run", "camm"), ("compare", "cam", "camm")], ids=" ".join)
+def test_a_misspelt_recipe_is_answered_without_networks(words: tuple[str, ...], tmp_path: Path) -> None:
+    code = "import sys; from weakseg.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)\n"
+    command = [sys.executable, "-c", code, *words, "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "False\n")
+    assert '"cam"' in answer.stderr

@@ -72,8 +72,19 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
                 ("round-1/maps/maps/", "3"),
             ],
         ),
+        (
+            "finished_context",
+            [("round-2/confounders/confounders.npz", "1"), ("round-2/cam/checkpoint", "1")],
+        ),
+        (
+            "finished_icd",
+            [
+                ("superpixels/superpixels/", "3"),
+                ("cam/checkpoint", "2"),
+            ],
+        ),
     ],
-    ids=["localiser", "refiner", "segmenter", "pasting"],
+    ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd"],
 )
 def test_killed_runs_end_with_the_same_bytes(
     run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest

@@ -92,6 +92,8 @@ def test_check_run_report_predict(weakseg: Any, tmp_path: Path, write_labels: An
         mask = read_label_map(run / "masks" / "masks" / f"{name}.png")
         assert mask.shape == size
         assert set(np.unique(mask).tolist()) <= {0, *present[name]}
+        with Image.open(run / "masks" / "overlays" / f"{name}.jpg") as overlay:
+            assert overlay.size == size[::-1]
 
     answer = weakseg("predict", run, root / "images", "--out", out)
     assert answer.status == 0, answer.err

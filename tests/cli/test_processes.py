@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
+from weakseg.methods.store import load_model
 
 
 def free_port() -> int:
@@ -131,6 +133,37 @@ def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, process
     assert len(losses(one / "round-1" / "cam")) == 4
     assert losses(two / "round-1" / "cam") == pytest.approx(losses(one / "round-1" / "cam"), abs=1e-4)
     assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
+
+
+def test_confounders_are_the_same_in_two_processes_to_the_last_bit(
+    finished_context: Any, process: Any, tmp_path: Path
+) -> None:
+    one, two = finished_context.run, tmp_path / "run"
+    for stage in ("cam", "maps", "masks"):
+        shutil.copytree(one / stage, two / stage)
+    done = in_two_processes(process, *finished_context.command, *set_options("rounds.count=1"), "--out", two)
+    assert done.returncode == 0, done.stderr
+    path = Path("round-1", "confounders", "confounders.npz")
+    assert (two / path).read_bytes() == (one / path).read_bytes()
+    assert read_npz(two / path)["confounder"].max() > 0
+    assert losses(two / "round-1" / "cam") == pytest.approx(losses(one / "round-1" / "cam"), abs=1e-4)
+    assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
+
+
+def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: Path) -> None:
+    """Each process normalises the features of its own images, so what is learned is alike, not equal."""
+    one, two = finished_icd.run, tmp_path / "run"
+    done = in_two_processes(process, *finished_icd.command, "--out", two)
+    assert done.returncode == 0, done.stderr
+    found, expected = artifacts(two), artifacts(one)
+    assert found.keys() == expected.keys()
+    ids = [name for name in expected if name.startswith("superpixels/") and name.endswith(".png")]
+    assert len(ids) == 8
+    assert [name for name in ids if found[name] != expected[name]] == []
+    first = [json.loads((run / "cam" / "train.jsonl").read_text().splitlines()[0]) for run in (one, two)]
+    assert first[1]["classification"] == pytest.approx(first[0]["classification"], abs=1e-4)
+    means = [load_model(run / "cam" / "model").network.get_buffer("cam_means") for run in (one, two)]
+    torch.testing.assert_close(means[1], means[0], rtol=0.25, atol=0)  # images of both, counted once
 
 
 def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: Path, tmp_path: Path) -> None:

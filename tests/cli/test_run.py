@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,20 @@ def refused(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> Callable[..., str]:
         return str(answer.err)
 
     return run
+
+
+def test_full_supervision_needs_masks_alone(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_voc / "JPEGImages", data / "images")
+    shutil.copytree(tiny_voc / "SegmentationClass", data / "masks")
+    (data / "classes.txt").write_text("kettle\nspoon\n")
+    settings = [setting for setting in TINY if setting.startswith(("segment", "runtime"))]
+    answer = weakseg("run", "toy-supervised", "--data", data, "--out", tmp_path / "run", *set_options(*settings))
+    assert answer.status == 0, answer.err
+    assert (tmp_path / "run" / "segment" / "model").is_dir()
+    answer = weakseg("run", "toy-cam", "--data", data, "--out", tmp_path / "other", *set_options(*TINY))
+    assert answer.status == 1
+    assert "tags" in answer.err
 
 
 def test_a_finished_run_says_so_stage_by_stage(weakseg: Any, finished: Any, tmp_path: Path, copy_tree: Any) -> None:

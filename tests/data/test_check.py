@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakseg.data.check import check_dataset, require_masks
+from weakseg.data.check import USUAL_LONG_SIDE, check_dataset, require_masks
 from weakseg.data.images import write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
+from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import working_size
 
 Save = Callable[..., Path]
 
@@ -241,6 +243,14 @@ def test_conversions_are_noted_by_kind(sound: Path, save_image: Save) -> None:
         "1 image to be converted on reading (EXIF rotation): four",
         "1 image to be converted on reading (greyscale): deep/two three",
     ]
+
+
+def test_photographs_far_larger_than_recipes_work_at_are_noted(folder: Path, save_image: Save) -> None:
+    image = next(path for path in sorted((folder / "images").rglob("*")) if path.is_file())
+    assert not any("far larger" in note for note in check_dataset(folder).notes)
+    save_image(image, (8, 2 * USUAL_LONG_SIDE + 1))
+    assert sum("far larger" in note and "data.long_side" in note for note in check_dataset(folder).notes) == 1
+    assert working_size(load_recipe("cam")) == USUAL_LONG_SIDE
 
 
 def test_notes_count_all_and_name_some(folder: Path, save_image: Save) -> None:

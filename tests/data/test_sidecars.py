@@ -16,10 +16,10 @@ CLICK = {"class": "background", "point": [0, 3]}
 def test_voc_joins_them_to_its_tags(tmp_path: Path) -> None:
     root = write_tiny_voc(tmp_path)
     write_json(root / "points.json", {"images": {"train 0": {"points": [CLICK]}, "val 1": {"points": [CLICK]}}})
-    write_json(root / "boxes.json", {"images": {"train 0.png": {"boxes": [BOX]}}})
+    write_json(root / "boxes.json", {"images": {"train 0.png": {"boxes": [{**BOX, "class": "kettle"}]}}})
     dataset = open_dataset(root)
     labels = dataset.split("train")[0].labels
-    assert (labels.tags, labels.points, labels.boxes) == ({1}, (Point(0, 0, 3),), (Box(2, 1, 2, 5, 6),))
+    assert (labels.tags, labels.points, labels.boxes) == ({1}, (Point(0, 0, 3),), (Box(1, 1, 2, 5, 6),))
     assert not dataset.split("train")[1].labels.points
     assert dataset.split("val")[1].labels.points == (Point(0, 0, 3),)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from weakseg.data.findings import Report
 from weakseg.data.voc import VOC_CLASSES, read_voc
 from weakseg.errors import WeaksegError
-from weakseg.labels import Box
+from weakseg.files import write_json
+from weakseg.labels import Box, Point
 
 Save = Callable[..., Path]
 
@@ -249,6 +250,26 @@ def test_annotations_give_tags_and_boxes_of_whole_objects(voc: Path) -> None:
     # Counted from 1 with the last pixel in the file, from 0 without it here.
     assert labels.boxes == (Box(person, 0, 1, 8, 6), Box(dog, 1, 4, 5, 5))
     assert labels_of(voc, "b").tags is None
+    # All dogs are difficult, and the rest is not.
+    assert labels.without_difficult().present() == {person, cat}
+    assert labels.without_difficult().boxes == labels.boxes[:1]
+
+
+def test_where_all_is_difficult_nothing_is_left_out(voc: Path) -> None:
+    annotate(
+        voc,
+        "a",
+        ANNOTATION.replace("<difficult>0", "<difficult>1").replace("</name></", "</name><difficult>1</difficult></"),
+    )
+    labels = labels_of(voc)
+    assert len(labels.difficult) == 3
+    assert labels.without_difficult() == labels
+
+
+def test_tags_that_are_given_are_never_difficult(voc: Path) -> None:
+    annotate(voc, "a")
+    (voc / "tags.json").write_text('{"a": ["dog", "cat"]}')
+    assert labels_of(voc).difficult == frozenset()
 
 
 def test_an_annotation_without_objects_means_an_image_without_objects(voc: Path) -> None:
@@ -354,3 +375,15 @@ def test_entities_are_never_expanded(voc: Path, encoding: str) -> None:
     (voc / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
     [problem] = problems_of(voc)
     assert "a.xml declares a document type, which no annotation needs; refused" in problem
+
+
+def test_clicks_beside_the_images_do_not_add_what_tags_deny(tiny_voc: Path) -> None:
+    point = {"class": "kettle", "point": [5, 5]}
+    images = {"train 0": {"points": [point]}, "train 1": {"points": [point, {"class": "spoon", "point": [9, 9]}]}}
+    write_json(tiny_voc / "points.json", {"images": images})
+    report = Report()
+    first, second = read_voc(tiny_voc, report).split("train")[:2]
+    assert first.labels.points == (Point(1, 5, 5),)
+    assert second.labels.points == (Point(2, 9, 9),)
+    assert second.labels.present() == {2}
+    assert sum("kettle" in note for note in report.notes) == 1

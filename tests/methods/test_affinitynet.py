@@ -17,11 +17,11 @@ from weakseg.methods.affinitynet import (
     affinity_losses,
     pair_affinities,
     pairs,
-    with_background,
 )
 from weakseg.methods.base import means
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import with_background
 from weakseg.ops.randomwalk import pair_offsets, reduced_radius
 
 SMALL = BackboneSettings(name="small", output_stride=8, weights=None)
@@ -165,6 +165,18 @@ def test_the_walk_fills_a_thing_and_stops_at_its_border() -> None:
     assert before[8:24, 24:44].mean() < 0.1
     assert after[1, 8:24, 24:44].mean() > 0.3, "spread over the half"
     assert after[1, :, 56:].max() < 1e-3, "and not over the other"
+
+
+def test_weak_maps_keep_their_thing_with_an_adaptive_background() -> None:
+    image, maps = halves()
+    weak = ActivationMaps(maps.labels, maps.maps * np.float32(0.2), maps.size, maps.stride)
+    labels = []
+    for alpha in ("adaptive", 4):
+        options = AffinityNet.Options(alpha=alpha, log2_steps=0, restart=0.9)
+        labels.append(network().eval().refine(image, weak, options, torch.device("cpu")).upsampled().argmax(0))
+    assert labels[0].any()
+    assert not labels[0].all()
+    assert not labels[1].any()
 
 
 def test_small_images_keep_their_maps(tmp_path) -> None:

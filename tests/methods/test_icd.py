@@ -212,6 +212,15 @@ def test_the_gradient_is_that_of_the_energy(seed: int) -> None:
     torch.testing.assert_close(ours, 2 * gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_classes_that_are_never_alone_learn_from_all_their_images_where_asked(alone: bool) -> None:
+    features, tags = random(2, 6, 4, 5), torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    weight = random(3, 6, seed=1).requires_grad_()
+    BottomUp.apply(weight, features, tags, alone).backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().amax(1).gt(0).tolist() == [True, not alone, False]
+
+
 def test_descent_finds_the_direction_of_most_energy() -> None:
     features = random(1, 6, 8, 8) * torch.tensor([1.0, 1.0, 4.0, 1.0, 1.0, 1.0])[:, None, None]
     tags = torch.tensor([[1.0]])

@@ -219,6 +219,22 @@ def test_the_walk_leaves_zeros_and_reaches_one() -> None:
     assert walked.upsampled().max() == pytest.approx(1, abs=1e-2)
 
 
+def test_a_background_walks_along_where_asked() -> None:
+    network, image = small().eval(), np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    maps = maps_of([1, 2], (30, 41), 0.1)
+    maps.maps[1, 2:4, 3:6] = 0.5
+    before, walked, flooded = (
+        network.refine(image, maps, IRNet.Options(own_background=True, **options), CPU)
+        for options in ({"log2_steps": 0, "restart": 0.99}, {"restart": 0.1}, {})
+    )
+    assert walked.labels.tolist() == [0, 1, 2]
+    assert walked.has_background
+    things = before.maps.argmax(0) == 2
+    assert (things == (maps.maps[1] > 0.3)).all(), "Otsu's threshold decides, however weak the maps are"
+    assert not (flooded.maps.argmax(0) == 2).any(), "with no boundary learned, the larger part wins everywhere"
+    assert (walked.maps.argmax(0) == 2)[things].any(), "a restart keeps the thing"
+
+
 def test_maps_of_another_stride_are_refused() -> None:
     with pytest.raises(WeaksegError, match="stride 4, these have stride 8"):
         small().refine(np.zeros((16, 16, 3), np.uint8), maps_of([1], (16, 16), stride=8), IRNet.Options(), CPU)

@@ -395,6 +395,8 @@ def test_unary_of_probabilities() -> None:
     np.testing.assert_allclose(np.exp(-unary_from_probabilities(p)), [[0.25, 1e-5, 1e-5, 1], [0.75, 1, 0.5, 0.5]], 1e-6)
     with pytest.raises(WeaksegError, match=r"NaN, first at index \(0, 1\)"):
         unary_from_probabilities(np.array([[1, np.nan]]))
+    with pytest.raises(WeaksegError, match="logarithms"):
+        unary_from_probabilities(np.log(p.clip(0.1, 1)))
 
 
 def test_unary_of_labels() -> None:

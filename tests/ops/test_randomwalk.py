@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from weakseg.errors import WeaksegError
 from weakseg.ops import randomwalk
 from weakseg.ops.randomwalk import (
+    beta_for_mean,
     boundary_walk,
     chebyshev_coefficients,
     lopsided_affinities,
@@ -168,6 +170,58 @@ def test_maps_in_half_precision_walk_in_float32() -> None:
     maps, affinities = random_case((6, 9))
     walked = random_walk(maps.half(), affinities, beta=8, steps=16)
     assert torch.equal(walked, random_walk(maps.half().float(), affinities, beta=8, steps=16))
+
+
+@given(st.integers(0, 1000), st.floats(0.02, 0.9), st.integers(2, 5))
+def test_beta_gives_the_pairs_of_a_map_their_mean(seed: int, mean: float, radius: int) -> None:
+    _, affinities = random_case((6, 8), radius, seed=seed)
+    found = beta_for_mean(affinities, mean, radius)
+    matrix = dense_matrix(affinities, radius, found)
+    linked = dense_matrix(affinities, radius, 1e-9) > 0.5
+    np.fill_diagonal(linked, False)
+    assert matrix[linked].mean() == pytest.approx(mean, rel=2e-2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_beta_is_finite_where_all_pairs_are_alike(value: float) -> None:
+    affinities = torch.full((34, 6, 8), value)
+    found = beta_for_mean(affinities, 0.03)
+    assert 2.0**-4 <= found <= 2.0**12
+    assert random_walk(torch.rand(2, 6, 8), affinities, beta=found, steps=4).isfinite().all()
+    assert math.isfinite(beta_for_mean(torch.zeros(0, 3, 3), 0.03, radius=1))
+
+
+@pytest.mark.parametrize(("steps", "restart"), [(0, 0.3), (1, 0.3), (9, 0.3), (200, 0.1), (5, 1.0)])
+def test_a_restart_mixes_all_shorter_walks(steps: int, restart: float) -> None:
+    """y = r Σ_(k < t) (1 - r)^k x T^k + (1 - r)^t x T^t."""
+    maps, affinities = random_case((6, 8))
+    shares = [restart * (1 - restart) ** k for k in range(steps)] + [(1 - restart) ** steps]
+    matrix = dense_matrix(affinities, 5, 3)
+    transition, power = matrix / matrix.sum(0), np.eye(48)
+    expected = np.zeros((3, 48))
+    for share in shares:
+        expected += share * (maps.flatten(1).double().numpy() @ power)
+        power = power @ transition
+    walked = random_walk(maps, affinities, beta=3, steps=steps, restart=restart)
+    np.testing.assert_allclose(walked.flatten(1), expected, atol=1e-5)
+
+
+def test_a_restart_keeps_constants_and_small_things() -> None:
+    _, affinities = random_case((9, 9))
+    constant = torch.full((2, 9, 9), 0.3)
+    assert torch.equal(random_walk(constant, affinities, beta=8, steps=256, restart=0.02), constant)
+    peak = torch.zeros(1, 9, 9)
+    peak[0, 4, 4] = 1
+    everywhere_alike = torch.ones_like(affinities)
+    flooded, kept = (random_walk(peak, everywhere_alike, beta=8, steps=256, restart=r)[0] for r in (0, 0.05))
+    assert flooded.max() < 1.6 * flooded.mean()
+    assert kept[4, 4] == kept.max() > 2 * kept.mean()
+
+
+@pytest.mark.parametrize("options", [{"restart": -0.1}, {"restart": 1.1}, {"restart": 0.1, "chebyshev": True}])
+def test_a_wrong_restart_is_explained(options: dict[str, Any]) -> None:
+    with pytest.raises(WeaksegError, match="restart"):
+        random_walk(*random_case((3, 4)), beta=8, steps=4, **options)
 
 
 def test_boundary_walk_is_the_walk_of_path_affinities() -> None:

@@ -19,13 +19,13 @@ from weakseg.methods.affinitynet import (
     affinity_losses,
     pair_affinities,
     pairs,
-    with_background,
 )
 from weakseg.methods.base import checkpoints, means
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import check_names_and_shapes
 from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.background import with_background
 from weakseg.ops.crf_parameters import PARAMETERS
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf

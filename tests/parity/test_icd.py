@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from weakseg.data.images import write_label_map
 from weakseg.data.transforms import Augmentation, Crop, View, scaled_size
+from weakseg.data.voc import read_voc
 from weakseg.labels import VOID
+from weakseg.methods.crossentropy import cross_entropy, labelled_pixels
 from weakseg.methods.icd import (
     ICD,
     SURE,
@@ -44,6 +47,8 @@ from weakseg.ops.fields import ImageField
 from weakseg.ops.schedule import poly_factor
 from weakseg.ops.superpixels import renumbered
 from weakseg.optimisation import TrainSettings, build_optimiser
+from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import parts
 
 Vectors = dict[str, np.ndarray]
 CLASSES = 20
@@ -131,6 +136,19 @@ def test_classification(parity: Any) -> None:
     agrees(gradient[:, :, 0, 0], vectors["grad_sum"], 1e-6)
 
 
+@pytest.mark.cases("icd/segment_loss", "*_label")
+def test_segment_loss(parity: Any, case: str) -> None:
+    """The gradient is the mean over labelled cells, times the images, which the authors divide by later."""
+    vectors = parity("icd/segment_loss")
+    (logits,) = tensors(vectors, "logit")
+    labels = torch.from_numpy(vectors[f"{case}_label"]).to(torch.uint8)
+    agrees(logits.softmax(1), vectors[f"{case}_prob"], 1e-5)
+    logits.requires_grad_()
+    count = labelled_pixels(labels, logits.shape[-2:], "majority")
+    (gradient,) = torch.autograd.grad(cross_entropy(logits, labels, "majority") / count * len(labels), logits)
+    agrees(gradient, vectors[f"{case}_grad"], 1e-5)
+
+
 def test_schedules(parity: Any) -> None:
     vectors = parity("icd/schedules")
     names = parity.cases(vectors, "poly_lr_*")
@@ -188,6 +206,18 @@ def test_views(parity: Any, case: str) -> None:
         assert difference.max() <= 1.01
         seen = augmentation.follow(ImageField("ids"), ids, view)
         np.testing.assert_array_equal(renumbered(seen), case_of[f"{expected}_superpixel"])
+
+
+@pytest.mark.cases("icd/annotation", "xml*")
+def test_tags_of_annotations(parity: Any, case: str, tmp_path: Path) -> None:
+    vectors = parity("icd/annotation")
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_label_map(tmp_path / "JPEGImages" / "a.png", np.zeros((4, 5), np.uint8))
+    (tmp_path / "Annotations" / "a.xml").write_bytes(vectors[f"xml{case}"].tobytes())
+    (tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt").write_text("a\n")
+    (sample,) = parts(read_voc(tmp_path), load_recipe("icd-voc12", ["data.score=null"]))[0]
+    assert sorted(sample.labels.present()) == (vectors[f"label{case}"] + 1).tolist()
 
 
 # The network ----------------------------------------------------------------------------------------------------------

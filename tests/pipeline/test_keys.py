@@ -72,6 +72,13 @@ def test_a_default_that_is_written_out_changes_no_key(keys: Keys) -> None:
     assert keys(written) == keys(toy())
 
 
+def test_updates_that_few_images_need_change_a_key_only_where_there_are_too_few(keys: Keys) -> None:
+    enough, more = "cam.train.min_steps=4", "cam.train.min_steps=5"  # 2 epochs of 2 batches
+    assert keys(toy(enough)) == keys(toy())
+    assert differing(keys(toy()), keys(toy(more)))[0] == "cam"
+    assert keys(toy(more)) != keys(toy("cam.train.min_steps=6"))
+
+
 def test_a_setting_that_is_added_changes_keys_by_other_values_than_its_default_only(keys: Keys) -> None:
     recipe = toy()
     maps = recipe.stages["maps"].model_dump()

@@ -15,14 +15,18 @@ from torch import Tensor
 
 from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
-from weakseg.files import write_text
+from weakseg.files import read_json, write_json, write_text
 from weakseg.labels import Classes
+from weakseg.methods.base import Localiser, Segmenter
 from weakseg.methods.cam import CAM
 from weakseg.methods.deeplab import DeepLab
-from weakseg.methods.store import Model, save_model
+from weakseg.methods.store import Model, load_model, save_model
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.fields import GEOMETRY, Batch, ImageField
-from weakseg.pipeline.inference import Inference, predict
+from weakseg.ops.resize import shrink_image
+from weakseg.ops.windows import SMALLEST_SIDE
+from weakseg.pipeline import inference as inference_module
+from weakseg.pipeline.inference import Inference, decide, predict, window_side
 from weakseg.pipeline.predict import find_model, image_files, predict_files
 from weakseg.pipeline.recipe import load_recipe
 
@@ -212,3 +216,179 @@ def test_what_the_model_was_evaluated_with_is_the_default(tmp_path: Path, image:
     np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "masks" / "a.png"), expected.labels)
     assert (count, failures) == (1, [])
     assert "refined by dense CRF (deeplab)" in sentence
+
+
+# The working size
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "localiser"])
+@pytest.mark.parametrize("crf", [None, "deeplab"])
+def test_a_large_image_is_seen_as_large_as_those_of_the_training(kind: str, crf: str | None) -> None:
+    large = np.random.default_rng(1).integers(0, 256, (150, 210, 3), dtype=np.uint8)
+    model = replace(new_model(kind), long_side=42)
+    inference = Inference(crf=crf)
+    found = predict(model, large, inference, CPU)
+    small = shrink_image(large, 42)
+    assert small.shape == (30, 42, 3)
+    seen = predict(new_model(kind), small, inference, CPU)
+    expected = seen.enlarged(small, large, keep_scores=True)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.scores.shape == (len(seen.scores), 150, 210)
+    assert len(predict(model, large, inference, CPU, keep_scores=False).scores) == 0
+
+
+def test_an_image_within_the_working_size_is_left_as_it_is(image: np.ndarray) -> None:
+    there, native = replace(new_model("segmenter"), long_side=41), new_model("segmenter")
+    np.testing.assert_array_equal(
+        predict(there, image, Inference(), CPU).scores, predict(native, image, Inference(), CPU).scores
+    )
+
+
+def test_files_are_predicted_at_their_own_size(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model = replace(new_model("segmenter"), long_side=40)
+    expected = predict(model, pixels, Inference(), CPU)
+    options = {"changes": {}, "device": CPU, "probabilities": True}
+    predict_files(model, [tmp_path / "a.png"], tmp_path / "out", **options)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "masks" / "a.png"), expected.labels)
+    assert np.array(Image.open(tmp_path / "out" / "overlays" / "a.png")).shape == pixels.shape
+    with np.load(tmp_path / "out" / "scores" / "a.npz") as arrays:
+        np.testing.assert_array_equal(arrays["scores"], expected.scores.astype(np.float16))
+
+
+def test_a_model_folder_keeps_the_working_size(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", replace(new_model("segmenter"), long_side=352))
+    assert load_model(tmp_path / "model").long_side == 352
+    config = read_json(tmp_path / "model" / "config.json")
+    write_json(tmp_path / "model" / "config.json", {k: v for k, v in config.items() if k != "long_side"})
+    assert load_model(tmp_path / "model").long_side is None, "as in folders of earlier versions"
+    write_json(tmp_path / "model" / "config.json", {**config, "long_side": "large"})
+    with pytest.raises(WeaksegError, match=r"config\.json"):
+        load_model(tmp_path / "model")
+
+
+# Windows
+
+
+class NearNetwork(torch.nn.Module):
+    """Features that no more than a few cells of eight pixels decide, as long as an image is in range of a window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = torch.nn.Conv2d(3, 6, 8, stride=8), torch.nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(image)))
+
+
+class NearSegmenter(Segmenter):
+    def __init__(self) -> None:
+        super().__init__(Segmenter.Settings())
+        self.network = NearNetwork()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    def logits(self, batch: Batch) -> Tensor:
+        return 8 * self.network(batch["image"])
+
+
+class NearLocaliser(Localiser):
+    """Finds class 1 everywhere, and class 2 where the image is very bright."""
+
+    losses, param_groups = NearSegmenter.losses, NearSegmenter.param_groups
+
+    def __init__(self) -> None:
+        super().__init__(Localiser.Settings())
+        self.network = NearNetwork()
+
+    def scores(self, batch: Batch) -> Tensor:
+        bright = batch["image"].mean(1).amax((1, 2)) - 2.2
+        return torch.stack([torch.ones_like(bright), bright], 1)
+
+    def activation_maps(self, batch: Batch) -> Tensor:
+        return torch.relu(self.network(batch["image"]))[:, :2]
+
+
+def near_model(kind: str) -> Model:
+    network = NearSegmenter() if kind == "segmenter" else NearLocaliser()
+    return Model("near", Classes(["kettle", "spoon"]), network.eval(), {})
+
+
+@pytest.fixture(scope="module")
+def panorama() -> np.ndarray:
+    """Wider than a window, with sides that cells of features and both scales divide; only the right end is white."""
+    rng = np.random.default_rng(3)
+    colours = rng.integers(0, 180, (2, 8, 3), dtype=np.uint8).repeat(96, 0).repeat(96, 1)
+    image = (colours + rng.integers(0, 20, colours.shape, dtype=np.uint8)).astype(np.uint8)
+    image[50:100, -60:-20] = 255
+    return image
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "localiser"])
+def test_windows_give_what_the_whole_image_gives(kind: str, panorama: np.ndarray) -> None:
+    whole, parts = (
+        predict(near_model(kind), panorama, Inference(scales=(1.0, 0.5), mirror=True, window=window), CPU)
+        for window in (None, 512)
+    )
+    assert parts.score_labels.tolist() == whole.score_labels.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(parts.scores, whole.scores, atol=1e-5)
+    assert (parts.labels != whole.labels).mean() < 1e-4
+    assert len(np.unique(whole.labels)) == 3
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "localiser"])
+def test_a_crf_in_windows_leaves_no_seam(kind: str, panorama: np.ndarray) -> None:
+    whole, parts = (
+        predict(near_model(kind), panorama, Inference(crf="deeplab", window=window), CPU).labels
+        for window in (None, 512)
+    )
+    assert (parts != whole).mean() < 0.01
+    seam = 384  # where the first window stops deciding
+    changes = (parts[:, 1:] != parts[:, :-1]).mean(0)
+    expected = (whole[:, 1:] != whole[:, :-1]).mean(0)
+    assert abs(changes[seam - 1] - expected[seam - 1]) < 0.05
+
+
+def test_windows_are_used_where_the_whole_image_would_take_too_much_memory() -> None:
+    model, small, large = new_model("segmenter"), (1000, 1000), (8000, 12000)
+    assert window_side(model, small, Inference()) is None
+    assert window_side(model, large, Inference(window=None)) is None
+    assert window_side(model, small, Inference(window=512)) == 512
+    side = window_side(model, large, Inference())
+    many = replace(model, classes=Classes([f"class {number}" for number in range(250)]))
+    assert side is not None
+    assert SMALLEST_SIDE <= window_side(many, large, Inference(crf="deeplab")) < side
+    assert window_side(model, large, Inference(scales=(2.0,))) < side
+
+
+def test_of_many_scores_a_crf_is_given_the_labels_that_may_win(
+    image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    likely, unlikely = rng.random((3, 23, 41), np.float32), 0.1 * rng.random((5, 23, 41), np.float32)
+    scores = np.concatenate([likely + 0.3, unlikely])[[0, 3, 1, 4, 2, 5, 6, 7]]
+    scores /= scores.sum(0)
+    labels = np.arange(8, dtype=np.uint8)
+    before = decide(image, scores, labels, "deeplab", CPU)
+    monkeypatch.setattr(inference_module, "MANY_SCORES", 0)
+    found = decide(image, scores, labels, "deeplab", CPU)
+    assert found.scores.shape == scores.shape
+    assert not found.scores[[1, 3, 5, 6, 7]].any()
+    assert (found.labels == before.labels).mean() > 0.97
+
+
+def test_predict_takes_windows_from_the_changes(tmp_path: Path, panorama: np.ndarray) -> None:
+    Image.fromarray(panorama[:64]).save(tmp_path / "a.png")
+    model = new_model("segmenter")
+    predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={"window": 512}, device=CPU)
+    expected = predict(model, panorama[:64], Inference(window=512), CPU, keep_scores=False)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "out" / "masks" / "a.png"), expected.labels)
+    with pytest.raises(WeaksegError, match=r"inference\.window"):
+        predict_files(model, [tmp_path / "a.png"], tmp_path / "out", changes={"window": 500}, device=CPU)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 
 from tiny import write_tiny_voc
+from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.opening import open_dataset
+from weakseg.data.simulate import simulate
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import load_recipe, shipped_recipes
+from weakseg.pipeline.recipe_files import read_recipe
 from weakseg.pipeline.run import run
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.superpixels import Superpixels
@@ -70,7 +75,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.maps=cam", 'masks.maps: the stage "cam" is of kind localise, expected maps or walk.'),
         (
             "segment.init_from=maps",
-            'segment.init_from: the stage "maps" is of kind maps, expected localise or paste or refine or segment.',
+            'segment.init_from: the stage "maps" is of kind maps, expected adjust or localise or paste or refine',
         ),
         (
             "scores.curves={CAM: maps}",
@@ -80,7 +85,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
         (
             "masks.kind=mask",
-            'there is no stage of kind "mask". Known: evaluate, instances, localise, maps, masks, paste, pool, ',
+            'there is no stage of kind "mask". Known: adjust, confounders, evaluate, instances, localise, ',
         ),
         ("data.training=x", 'data.training: unknown setting. Did you mean "train"?'),
         ("runtime.device=gpu", 'runtime.device: expected auto, cpu or cuda (found "gpu")'),
@@ -244,23 +249,39 @@ def test_stages_know_what_they_read() -> None:
 
 
 def small_and_short(name: str) -> list[str]:
-    """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells."""
-    stages = load_recipe(name).stages.items()
-    learning = [stage for stage, settings in stages if isinstance(settings, Learning)]
+    """Changes that let any recipe run on the tiny data: the small network, two updates, a crop of five cells, one
+    repetition of rounds."""
+    once = ["rounds.count=1"] if "rounds" in read_recipe(name) else []
+    stages = load_recipe(name, once).stages.items()
+    learning = {stage: settings for stage, settings in stages if isinstance(settings, Learning)}
+    canvases = [stage for stage, settings in learning.items() if "canvas" in settings.model]
     merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
     small = "backbone={name: small, output_stride: 8, weights: null}"
     changes = (f"model.{small}", "augment={scale_range: [0.75, 1.25], crop: 40}", "train={steps: 2, batch_size: 4}")
     return [
         "runtime.device=cpu",
         "data={}",
+        *once,
         *(f"{stage}.{change}" for stage in learning for change in changes),
+        *(f"{stage}.model.canvas=64" for stage in canvases),
         *(f"{stage}.{small}" for stage in merging),
     ]
 
 
+def with_all_kinds_of_labels(dataset: Dataset) -> Dataset:
+    """The same with tags, boxes, points and scribbles from the masks."""
+
+    def labelled(sample: Sample) -> Sample:
+        assert sample.mask is not None
+        return replace(sample, labels=simulate(sample.mask.read(), np.random.default_rng(0)))
+
+    splits = {split: list(map(labelled, samples)) for split, samples in dataset.splits.items()}
+    return replace(dataset, splits=splits)
+
+
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_a_shipped_recipe_runs_to_its_scores(name: str, tmp_path: Path) -> None:
-    dataset = open_dataset(write_tiny_voc(tmp_path / "data"))
+    dataset = with_all_kinds_of_labels(open_dataset(write_tiny_voc(tmp_path / "data")))
     run(load_recipe(name, small_and_short(name)), dataset, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
     assert {row["split"] for row in rows} == {"score", "val"}

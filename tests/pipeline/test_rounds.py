@@ -63,6 +63,14 @@ def test_what_differs_in_repeated_stages_can_be_changed_for_all_of_them() -> Non
     assert [stages[f"round-{number}/cam"].paste.variant for number in (1, 2)] == ["scale"] * 2
 
 
+def test_texts_of_changes_tell_the_number_of_the_round() -> None:
+    changes = "rounds.changes.maps.options={'at {round}': ['a {round}', {b: '{round}{round}'}, 7]}"
+    stages = load_recipe("toy-cda", [TWICE, changes]).stages
+    assert stages["round-2/maps"].options == {"at 2": ["a 2", {"b": "22"}, 7]}
+    assert stages["round-1/maps"].options == {"at 1": ["a 1", {"b": "11"}, 7]}
+    assert stages["maps"].options == {}
+
+
 def test_written_down_all_rounds_are_stages(tmp_path: Path) -> None:
     recipe = load_recipe("toy-cda", [TWICE])
     (tmp_path / "written.yaml").write_text(recipe.as_yaml(), encoding="utf-8")

@@ -166,6 +166,11 @@ def test_a_rule_that_makes_no_sense_is_refused(change: str, said: list[str]) -> 
         assert word in str(caught.value)
 
 
+def test_a_rule_reads_the_fields_it_has_and_no_others() -> None:
+    with pytest.raises(WeaksegError, match=r"masks\.inputs\.kam.*cam"):
+        load_recipe("icd", ["masks.inputs={cam: cam_maps, kam: cam_maps}"])
+
+
 def test_maps_of_any_sign_are_for_a_rule_of_their_own(dataset: Dataset, tmp_path: Path) -> None:
     root, names = tmp_path / "run", (tmp_path / "signed.py", tmp_path / "positive.py")
     for path, source in zip(names, (SIGNED, POSITIVE), strict=True):

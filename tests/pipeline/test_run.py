@@ -20,6 +20,7 @@ from weakseg.data.images import file_stamp, read_label_map, write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
 from weakseg.files import locked
+from weakseg.labels import WeakLabels
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.predict import find_model
@@ -246,13 +247,26 @@ def test_without_any_mask_each_image_has_its_threshold_and_it_is_said(tmp_path: 
     assert json.loads((tmp_path / "run" / "scores" / "summary.json").read_text()) == []
 
 
-def test_full_supervision_needs_no_localiser(tmp_path: Path) -> None:
+def test_full_supervision_needs_no_localiser_and_no_tags(tmp_path: Path) -> None:
     data = write_tiny_voc(tmp_path / "data")
+    (data / "tags.json").unlink(missing_ok=True)
+    dataset = open_dataset(data)
+    untagged = {split: [replace(s, labels=WeakLabels()) for s in samples] for split, samples in dataset.splits.items()}
     small = ["segment.model.backbone={name: small, output_stride: 8, weights: null}", *TINY[3:6], TINY[-1]]
     said: list[str] = []
-    run(load_recipe("supervised", small), open_dataset(data), tmp_path / "run", said.append)
+    run(load_recipe("supervised", small), replace(dataset, splits=untagged), tmp_path / "run", said.append)
     rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
     assert [(row["title"], row["split"]) for row in rows] == [("DeepLab", "score"), ("DeepLab", "val")]
+
+
+def test_full_supervision_names_an_image_without_a_mask_before_any_work(tmp_path: Path) -> None:
+    dataset = open_dataset(write_tiny_voc(tmp_path / "data"))
+    first, *others = dataset.splits["train"]
+    partial = replace(dataset, splits={**dataset.splits, "train": [replace(first, mask=None), *others]})
+    small = ["segment.model.backbone={name: small, output_stride: 8, weights: null}", "data.score=null"]
+    with pytest.raises(WeaksegError, match=rf"1 of {1 + len(others)} images have no ground truth.*{first.name}"):
+        run(load_recipe("supervised", small), partial, tmp_path / "run", print)
+    assert not (tmp_path / "run" / "segment").exists()
 
 
 def test_two_runs_on_one_folder_refuse_each_other(copied: tuple[Path, Path]) -> None:

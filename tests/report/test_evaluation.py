@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.images import IndexMask, read_image, write_label_map
+from weakseg.data.images import IndexMask, read_image, read_label_map, write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes
@@ -83,6 +83,15 @@ def test_scores_are_those_counted_by_hand(dataset: Dataset, masks: Path, tmp_pat
         ["one", f"{100 * np.mean(second):.2f}"],
         ["ünï", f"{100 * np.mean(third):.2f}"],
     ]
+
+
+@pytest.mark.parametrize("side", ["truth", "masks"])
+def test_masks_in_black_and_white_are_noticed(dataset: Dataset, masks: Path, tmp_path: Path, side: str) -> None:
+    for path in sorted((tmp_path / side).rglob("*.png")):
+        with_class = read_label_map(path)
+        write_label_map(path, np.where(with_class == 0, np.uint8(0), np.uint8(255)))
+    text = evaluate_folder(masks, dataset, "val", tmp_path / "out")
+    assert "255 is the foreground" in text
 
 
 def test_classes_that_do_not_occur_count_by_one_rule_only(dataset: Dataset, masks: Path, tmp_path: Path) -> None:

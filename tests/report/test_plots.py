@@ -32,6 +32,7 @@ DRAWINGS: dict[str, Callable[[], Plot]] = {
         {"CAM": {"thresholds": [0, 0.1, 0.2], "mean_iou": [0.2, 0.4, 0.4]}}
     ),
     "loss curves": lambda: plots.loss_curves(log(400)),
+    "scores over rounds": lambda: plots.scores_over_rounds({"CAM": {0: 0.4, 1: 0.5}, "DeepLab": {0: 0.3, 1: 0.2}}),
 }
 
 
@@ -184,6 +185,7 @@ def test_settings_of_matplotlib_are_left_alone() -> None:
         (lambda: plots.iou_bars({}, NAMES), "no IoU to draw"),
         (lambda: plots.iou_bars({"val": [0.1]}, NAMES), '"val" has 1 IoUs, but there are 4 class names'),
         (lambda: plots.threshold_curve({}), "no threshold curve to draw"),
+        (lambda: plots.scores_over_rounds({}), "no score of any round"),
         (lambda: plots.loss_curves([]), "no loss to draw"),
         (lambda: plots.loss_curves([{"step": 1, "lr": 0.1}]), "no loss to draw"),
     ],

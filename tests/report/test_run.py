@@ -246,9 +246,9 @@ def test_activation_maps_that_are_not_shown_are_counted(make_run: RunMaker) -> N
 def test_a_run_without_ground_truth_shows_some_images(make_run: RunMaker) -> None:
     page = page_of(make_run(masks=False))
     assert "no ground truth to measure against" in page.notes()
-    assert page.texts["h3"] == ["Training images (train)"]
+    assert page.texts["h3"] == ["Training images (train)", "masks at other thresholds"]
     assert page.texts["h4"] == ["Some images"]
-    assert len(page.texts["h5"]) == 6
+    assert len(page.texts["h5"]) == 2 * 6, "as the run made them, and at other thresholds"
     assert "activation map" in page.captions()
     assert "ground truth" not in page.captions()
     assert "IoU" not in page.captions()

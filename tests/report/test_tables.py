@@ -9,9 +9,8 @@ import pytest
 from rich.cells import cell_len
 
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json
+from weakseg.files import read_json, read_json_lines
 from weakseg.pipeline.context import write_log
-from weakseg.report.folder import read_lines
 from weakseg.report.scores import score_cells, scores_table
 from weakseg.report.tables import percent, text_table
 
@@ -83,9 +82,9 @@ def test_percent_has_one_decimal() -> None:
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    assert read_lines(log) == []
+    assert read_json_lines(log) == []
     log.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read_lines(log) == [{"a": 1}, {"a": 2}]
+    assert read_json_lines(log) == [{"a": 1}, {"a": 2}]
     log.write_text('{"a": 1}\n{"a"\n')
     with pytest.raises(WeaksegError, match=r"log\.jsonl is damaged"):
-        read_lines(log)
+        read_json_lines(log)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, folded, tags_of, visible
+from weakseg.threads import threaded
 
 HELD_OUT = ("val", "test")
 USUAL_SPLITS = ("train", "val", "test", UNLABELLED)
@@ -26,6 +25,9 @@ USUAL_SPLITS = ("train", "val", "test", UNLABELLED)
 
 SUSPICIOUS = {"ignore", "ignored", "unlabeled", "unlabelled", "unknown", "none", "nothing", "undefined", "bg"}
 """Names, folded, that are hardly those of things."""
+
+USUAL_LONG_SIDE = 352
+"""Pixels: what most recipes scale larger photographs down to (`data.long_side`)."""
 
 EXAMPLES = 5
 
@@ -71,8 +73,6 @@ def require_objects(samples: Sequence[Sample], split: str) -> None:
 
 def require_masks(samples: Iterable[Sample]) -> None:
     """Read every mask once. Raises `WeaksegError` with all that cannot be used, instead of hours into a run."""
-    from weakseg.threads import threaded
-
     masked = [sample for sample in samples if sample.mask is not None]
     if masked:
         with reading(masked[0].image.parent, None) as report:
@@ -168,12 +168,14 @@ def _note(report: Report, text: str, names: list[str]) -> None:
 
 
 class _Finding(NamedTuple):
-    """What was found in an image and its masks; `values` are those of each mask, as labels."""
+    """What was found in an image and its masks; `values` are those of each mask, as labels, `long_side` is the image's
+    longer side, 0 where it cannot be read."""
 
     sample: Sample
     problems: list[str]
     conversions: list[str]
     values: list[frozenset[int]]
+    long_side: int = 0
 
 
 def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int], None]) -> None:
@@ -185,18 +187,19 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
                 known.append(sample)
 
     converted: dict[str, list[str]] = defaultdict(list)
+    large: list[str] = []
     meaning = _Meaning(dataset.classes, compare=dataset.format != "coco")  # whose labels and masks have one source
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        for done, finding in enumerate(pool.map(_check_image, variants.values()), 1):
-            for problem in finding.problems:
-                report.problem(problem)
-            for kind in finding.conversions:
-                converted[kind].append(finding.sample.name)
-            meaning.add(finding)
-            on_image(done, len(variants))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for done, finding in enumerate(threaded(_check_image, variants.values()), 1):
+        for problem in finding.problems:
+            report.problem(problem)
+        for kind in finding.conversions:
+            converted[kind].append(finding.sample.name)
+        meaning.add(finding)
+        large += [finding.sample.name] if finding.long_side > 2 * USUAL_LONG_SIDE else []
+        on_image(done, len(variants))
+    _note(
+        report, f"far larger than the {USUAL_LONG_SIDE} pixels that most recipes read them at (data.long_side)", large
+    )
     for kind, names in sorted(converted.items()):
         _note(report, f"to be converted on reading ({kind})", names)
     meaning.tell(report)
@@ -228,7 +231,7 @@ def _check_image(variants: list[Sample]) -> _Finding:
                     values.append(frozenset(np.flatnonzero(np.bincount(labels.ravel())).tolist()))
             except WeaksegError as error:
                 problems.append(str(error))
-    return _Finding(sample, problems, kinds, values)
+    return _Finding(sample, problems, kinds, values, max(height, width))
 
 
 @dataclass

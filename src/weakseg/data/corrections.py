@@ -11,22 +11,19 @@ from dataclasses import replace
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report
-from weakseg.data.images import IndexMask, find_files, image_size
+from weakseg.data.images import IndexMask, files_of_images, image_size
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
 
 FOLDER = "corrected"
 
 
 def with_corrections(dataset: Dataset, report: Report) -> Dataset:
     """The data set with the corrected masks of its images; a file that belongs to no image is a problem."""
-    found = find_files(dataset.folder / FOLDER, (".png",), report, note_others=True)
+    names = {sample.name for samples in dataset.splits.values() for sample in samples}
+    found = files_of_images(dataset.folder / FOLDER, names, report)
     if not found:
         return dataset
-    names = {sample.name for samples in dataset.splits.values() for sample in samples}
-    for name in sorted(found.keys() - names):
-        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
-    labels = {label: label for label in (*range(len(dataset.classes) + 1), VOID)}
+    labels = dataset.classes.own_values()
 
     def corrected(sample: Sample) -> Sample:
         return replace(sample, corrected=IndexMask(found[sample.name], labels)) if sample.name in found else sample

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from weakseg.data.images import read_label_map
+from weakseg.data.images import image_size, read_image, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes, WeakLabels
+from weakseg.ops.resize import shrink_image, within_long_side
 
 if TYPE_CHECKING:
     from weakseg.ops.instances import Instances
@@ -42,7 +43,8 @@ class Sample:
     (it may contain spaces, any script, and `/` for sub-folders, but never leaves the folder). `objects` is a PNG whose
     values number the objects, 0 none and 255 void. `context` says of every pixel which class's context is seen there,
     0 for none (see `ops.context`); only data that were made for it have it. `corrected` is a mask that somebody made of
-    a pseudo-mask (see `data.corrections`); it is learned from, never measured against.
+    a pseudo-mask (see `data.corrections`); it is learned from, never measured against. `long_side` is set where the
+    image is worked on at a smaller size than that of its file (see `data.working_size`).
     """
 
     name: str
@@ -52,6 +54,15 @@ class Sample:
     objects: Path | None = None
     context: MaskSource | None = None
     corrected: MaskSource | None = None
+    long_side: int | None = None
+
+    def read_image(self) -> npt.NDArray[np.uint8]:
+        """The image that is worked on, uint8 (H, W, 3)."""
+        return shrink_image(read_image(self.image), self.long_side)
+
+    def size(self) -> tuple[int, int]:
+        """(H, W) of `read_image`, from the header of the file."""
+        return within_long_side(image_size(self.image), self.long_side)
 
     def instances(self) -> Instances | None:
         """The true instances, None where nobody has drawn them. Raises `WeaksegError` for files that do not fit."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weakseg.errors import WeaksegError
+from weakseg.files import read_text
 
 SHOWN = 20
 
@@ -52,6 +53,14 @@ def _sentence(text: str, places: list[str]) -> str:
 
 class Reported(WeaksegError):
     """Reading cannot go on, and the report says why."""
+
+
+def text_of(path: Path, report: Report) -> str:
+    """The text of a file that people wrote: UTF-8 or, with a note, Windows-1252."""
+    text, foreign = read_text(path, fallback="cp1252")
+    if foreign:
+        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
+    return text
 
 
 @contextmanager

@@ -21,11 +21,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from weakseg.data.dataset import UNLABELLED, Dataset, Sample
-from weakseg.data.findings import Report, Reported, reading
+from weakseg.data.findings import Report, Reported, reading, text_of
 from weakseg.data.geometry import Places, Size, size_of
-from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, find_files, image_size, match_name
+from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, files_of_images, find_files, image_size, match_name
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json, read_text
+from weakseg.files import read_json
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, folded
 from weakseg.settings import faults, shown
 
@@ -71,9 +71,9 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
         entries = _entries(rows, images, report)
         beside = read_sidecars(root, images, report)
         classes = _classes(root, declared, [*entries.values(), *beside.values()], report)
-        values = {label: label for label in (*range(len(classes) + 1), VOID)}
-        masks = _of_images(root / "masks", images, report)
-        drawings = _of_images(root / "scribbles", images, report)
+        values = classes.own_values()
+        masks = files_of_images(root / "masks", images, report)
+        drawings = files_of_images(root / "scribbles", images, report)
         label_reader = LabelReader(classes, report)
 
         splits: dict[str, list[Sample]] = {}
@@ -198,7 +198,7 @@ def _read_labels(root: Path, report: Report) -> tuple[list[str] | None, Iterable
 
 
 def _read_csv(path: Path, report: Report) -> Iterator[_Row]:
-    text = _text(path, report)
+    text = text_of(path, report)
     declared = re.match(r'"?sep=(.)"?\r?\n', text)  # for Excel
     text = text[declared.end() :] if declared else text
     delimiter, columns = _header(path, text, declared[1] if declared else None, report)
@@ -295,18 +295,11 @@ def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -
     return entries
 
 
-def _text(path: Path, report: Report) -> str:
-    text, foreign = read_text(path, fallback="cp1252")
-    if foreign:
-        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
-    return text
-
-
 def _classes(root: Path, declared: list[str] | None, entries: Sequence[list[Entry]], report: Report) -> Classes:
     path = root / "classes.txt"
     source = path if path.exists() else root / "labels.json" if declared is not None else root
     if path.exists():
-        listed = [line.strip() for line in _text(path, report).splitlines() if line.strip()]
+        listed = [line.strip() for line in text_of(path, report).splitlines() if line.strip()]
         if declared is not None and declared != listed:
             raise WeaksegError(f'{path} and "classes" in {root / "labels.json"} differ. Keep one of them.')
         declared = listed
@@ -403,14 +396,6 @@ class LabelReader:
 
 
 # Drawn files
-
-
-def _of_images(folder: Path, images: Mapping[str, Path], report: Report) -> dict[str, Path]:
-    """The PNGs of a folder that belong to images; one that belongs to none is a problem."""
-    found = find_files(folder, (".png",), report, note_others=True)
-    for name in sorted(found.keys() - images.keys()):
-        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
-    return found
 
 
 def _read_strokes(drawing: IndexMask, image: Path, report: Report) -> tuple[Scribble, ...]:

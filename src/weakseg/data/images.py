@@ -21,7 +21,9 @@ from weakseg.errors import WeaksegError, explain, out_of_memory
 from weakseg.files import atomic_path
 from weakseg.labels import BACKGROUND, palette
 
-MAX_PIXELS = 80_000_000
+MAX_PIXELS = 128_000_000
+# Pillow warns of fewer by itself.
+Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _HEIC_SUFFIXES = (".heic", ".heif")
 IMAGE_SUFFIXES = (
@@ -140,7 +142,7 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
     frames the first is taken. Colour profiles are ignored, as usual in the field.
 
     Raises `WeaksegError` for a file that is missing, damaged, truncated, of another format or of more than
-    80 megapixels (found before decoding).
+    128 megapixels (found before decoding).
     """
     with _opened(path, _DECODERS) as image:
         orientation = _orientation(image)
@@ -401,6 +403,20 @@ def read_superpixels(path: Path) -> npt.NDArray[np.int32]:
 def write_superpixels(path: Path, ids: npt.NDArray[np.int32]) -> None:
     """Write ids (H, W) as a PNG of three bytes a pixel; the bytes depend on them alone."""
     write_image(path, encode_ids(ids))
+
+
+def write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    """Write an RGB image, uint8 (H, W, 3), as a JPEG for people to look at."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="JPEG", quality=85)
+
+
+def files_of_images(folder: Path, names: Collection[str], report: Report) -> dict[str, Path]:
+    """The PNGs of a folder by name, which are those of images `names`; one that belongs to none is a problem."""
+    found = find_files(folder, (".png",), report, note_others=True)
+    for name in sorted(found.keys() - set(names)):
+        report.problem("the file belongs to no image. Rename it to the image's name, or remove it.", str(found[name]))
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_image, read_label_map
+from weakseg.data.images import image_size, read_label_map
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.ops.fields import ImageField
+from weakseg.ops.resize import resize_bilinear, resize_labels, shrink_marks
 
 
 class Draw(NamedTuple):
@@ -34,9 +35,11 @@ class Draw(NamedTuple):
 class Order:
     """The order of `count` images in batches of `batch_size`, reshuffled every epoch.
 
-    The last incomplete batch of an epoch is dropped; where there are fewer images than a
-    batch holds, the epoch's permutation is repeated to fill one batch.
+    Of an epoch of few batches, the last incomplete one is filled up from the beginning of the epoch's permutation,
+    which is repeated where there are fewer images than a batch holds; that of a longer epoch is dropped.
     """
+
+    FEW_BATCHES: ClassVar[int] = 10
 
     count: int
     batch_size: int
@@ -44,7 +47,12 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        return max(1, self.count // self.batch_size)
+        return -(-self.count // self.batch_size) if self.fills_up else self.count // self.batch_size
+
+    @property
+    def fills_up(self) -> bool:
+        """Whether an incomplete batch is filled up rather than dropped."""
+        return self.count < self.FEW_BATCHES * self.batch_size
 
     def batch(self, step: int) -> list[Draw]:
         """The draws of batch number `step` (0, 1, …), the same whenever and wherever it is asked for."""
@@ -129,13 +137,17 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
 def read_fields(
     sample: Sample, readers: Sequence[Reader], fields: Mapping[str, ImageField]
 ) -> dict[str, npt.NDArray[Any]]:
-    """`image` uint8 (H, W, 3) and the fields of a sample. Raises `WeaksegError` for a field of another size than the
-    image."""
-    image = read_image(sample.image)
+    """`image` uint8 (H, W, 3) and the fields of a sample; those of the size of its file are brought to the size that is
+    worked on. Raises `WeaksegError` for a field of another size than the image."""
+    image = sample.read_image()
     arrays: dict[str, npt.NDArray[Any]] = {"image": image}
     for reader in readers:
         arrays.update(reader(sample))
+    native = image_size(sample.image) if sample.long_side else image.shape[:2]
     for name, field in fields.items():
+        if field.spatial and image.shape[:2] != native == arrays[name].shape[-2:]:
+            resize = resize_bilinear if field.follows == "maps" else resize_labels
+            arrays[name] = resize(arrays[name], image.shape[:2])
         if field.spatial and (size := arrays[name].shape[-2:]) != image.shape[:2]:
             files = [f" ({r.path(sample)})" for r in readers if isinstance(r, ReadFolder) and r.name == name]
             raise WeaksegError(
@@ -167,7 +179,8 @@ class ReadMarks:
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         from weakseg.data.simulate import rasterise
 
-        return {"marks": rasterise(sample.labels, image_size(sample.image))}
+        marks = rasterise(sample.labels, image_size(sample.image))
+        return {"marks": shrink_marks(marks, sample.size()) if sample.long_side else marks}
 
 
 @dataclass(frozen=True)

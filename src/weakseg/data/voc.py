@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from xml.parsers import expat
 import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.findings import Report, reading
+from weakseg.data.findings import Report, reading, text_of
 from weakseg.data.folder import LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
@@ -50,7 +50,7 @@ def read_voc(root: Path | str, report: Report | None = None) -> Dataset:
       by many papers) and `Annotations/*.xml` that knows the image. They are never taken from masks:
       ground truth becomes a weak label only where a user asks for it (`weakseg.data.simulate`).
     - Boxes: all objects of `Annotations/*.xml`, difficult ones too, parts not. There pixels count from 1 and a box
-      includes its last.
+      includes its last. Where tags are from there, classes all of whose objects are difficult are known as such.
     - Further boxes, points and scribbles: `points.json`, `scribbles.json`, `boxes.json` (`folder.read_sidecars`).
 
     Problems go to `report`; without one they are raised together as a `WeaksegError`.
@@ -137,10 +137,7 @@ _PAIR = re.compile(r"/JPEGImages/(?P<image>.+?)\s+/(?P<folder>[^/]+)/(?P<mask>.+
 
 
 def _read_list(path: Path, report: Report) -> Iterator[_Line]:
-    text, foreign = read_text(path, fallback="cp1252")
-    if foreign:
-        report.note("the file is not UTF-8; it was read as Windows-1252. Look at the names in it.", str(path))
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text_of(path, report).split("\n"), 1):
         where = f"{path}, line {number}"
         if not (line := line.strip()):
             continue
@@ -186,13 +183,29 @@ def _weak_labels(
 
     @cache
     def of(name: str) -> WeakLabels:
+        known = WeakLabels()
+        if name in annotations:
+            known = _read_annotation(annotations[name], images[name], classes, report)
+        tags = listed.get(name, published.get(name))
+        if tags is not None:
+            known = replace(known, tags=tags, difficult=frozenset())
         more = label_reader(beside.get(name, []), images[name])
-        if name not in annotations:
-            return replace(more, tags=listed.get(name, published.get(name)))
-        annotated, boxes = _read_annotation(annotations[name], images[name], classes, report)
-        return replace(more, tags=listed.get(name, published.get(name, annotated)), boxes=boxes + more.boxes)
+        if known.tags is not None and (denied := more.present() - known.tags):
+            names = ", ".join(classes.name(label) for label in sorted(denied))
+            report.note(f"the image's tags do not name {names}; these labels are left out.", beside[name][0].where)
+            more = _without(more, denied)
+        return replace(more, tags=known.tags, boxes=known.boxes + more.boxes, difficult=known.difficult)
 
     return of
+
+
+def _without(labels: WeakLabels, denied: Collection[int]) -> WeakLabels:
+    return replace(
+        labels,
+        boxes=tuple(box for box in labels.boxes if box.label not in denied),
+        points=tuple(point for point in labels.points if point.label not in denied),
+        scribbles=tuple(scribble for scribble in labels.scribbles if scribble.label not in denied),
+    )
 
 
 def _read_tags_json(path: Path, images: Mapping[str, Path], classes: Classes, report: Report) -> Tags:
@@ -232,28 +245,28 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
     return tags
 
 
-def _read_annotation(
-    path: Path, image: Path, classes: Classes, report: Report
-) -> tuple[frozenset[int], tuple[Box, ...]]:
+def _read_annotation(path: Path, image: Path, classes: Classes, report: Report) -> WeakLabels:
     """Tags and boxes of the objects of one XML file."""
-    labels = set()
+    labels, plain = set(), set()
     boxes = []
     try:
         # Parts (head, hand, foot) lie deeper in the tree and are not found.
         objects = _parse_xml(path).findall("object")
     except WeaksegError as error:
         report.problem(str(error))
-        return frozenset(), ()
+        return WeakLabels(frozenset())
     size = size_of(image) if any(element.find("bndbox") is not None for element in objects) else None
     for element in objects:
         try:
             label = classes.label((element.findtext("name") or "").strip())
             labels.add(label)
+            if element.findtext("difficult", "").strip() != "1":
+                plain.add(label)
             if (bounds := element.find("bndbox")) is not None:
                 boxes.append(_box(label, bounds, size, Places(report), str(path)))
         except WeaksegError as error:
             report.problem(str(error), str(path))
-    return frozenset(labels), tuple(boxes)
+    return WeakLabels(frozenset(labels), tuple(boxes), difficult=frozenset(labels - plain))
 
 
 def _box(label: int, bounds: ElementTree.Element, size: Size | None, places: Places, where: str) -> Box:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,12 +45,13 @@ from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.background import adaptive_alpha, with_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import ImageField
 from weakseg.ops.pairs import Pairs, count_pairs, kinds_of_pairs, shifted
-from weakseg.ops.randomwalk import lopsided_affinities, random_walk, reduced_radius
+from weakseg.ops.randomwalk import beta_for_mean, lopsided_affinities, random_walk, reduced_radius
 
 WIDTHS = (64, 128, 256)
 CHANNELS_PER_GROUP = 8
@@ -93,9 +94,23 @@ class AffinityNet(base.Refiner):
     class Options(base.Settings):
         """How the maps walk. Defaults are those of the paper's program."""
 
-        alpha: float = Field(default=16.0, gt=0, description="of the background's score")
+        alpha: Annotated[float, Field(gt=0)] | Literal["adaptive"] = Field(
+            default=16.0, description="of the background's score; adaptive: found in each image's maps"
+        )
         beta: float = Field(default=8.0, gt=0, description="power of the affinities: large keeps to the surest paths")
+        mean_affinity: float | None = Field(
+            default=None,
+            gt=0,
+            lt=1,
+            description="of the pairs of an image, to the power of beta, which follows from it; null: beta as given",
+        )
         log2_steps: int = Field(default=8, ge=0, le=16, description="the walk has 2^log2_steps steps")
+        restart: float = Field(
+            default=0.0,
+            ge=0,
+            lt=1,
+            description="probability to begin anew where the walk came from, at each step: large stays near the maps",
+        )
         all_pairs: bool = Field(default=False, description="also those near the borders that the program leaves out")
 
     fields: ClassVar[Mapping[str, ImageField]] = {"low": ImageField("maps"), "high": ImageField("maps")}
@@ -171,11 +186,20 @@ class AffinityNet(base.Refiner):
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps, with a background before them, after 2^t steps of the walk; at the stride of the affinities."""
         stride = self.settings.stride
-        scores = torch.from_numpy(with_background(maps.upsampled(), options.alpha)).to(device)
+        alpha = adaptive_alpha(maps) if options.alpha == "adaptive" else options.alpha
+        scores = torch.from_numpy(with_background(maps.upsampled(), alpha)).to(device)
         start = F.avg_pool2d(_padded(scores, stride), stride)
         padded_image = _padded(torch.from_numpy(normalise_image(image)).to(device), stride)
         affinities, radius = self.affinities(padded_image, options.all_pairs)
-        walked = random_walk(start, affinities, radius=radius, beta=options.beta, steps=2**options.log2_steps)
+        mean, beta = options.mean_affinity, options.beta
+        walked = random_walk(
+            start,
+            affinities,
+            radius=radius,
+            beta=beta if mean is None else beta_for_mean(affinities, mean, radius),
+            steps=2**options.log2_steps,
+            restart=options.restart,
+        )
         labels = np.array([BACKGROUND, *maps.labels], np.int16)
         return ActivationMaps(labels, walked.clamp(0, 1).cpu().numpy(), maps.size, stride)
 
@@ -211,12 +235,6 @@ def _padded(array: Tensor, stride: int) -> Tensor:
     """(…, H, W) with zeros to the right and below, up to multiples of `stride`."""
     height, width = array.shape[-2:]
     return F.pad(array, (0, -width % stride, 0, -height % stride))
-
-
-def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[np.float32]:
-    """Maps (K, H, W) in [0, 1] with the background's score (1 - max_c v_c)^alpha before them, (1 + K, H, W)."""
-    background = (1 - maps.max(0, keepdims=True, initial=0)) ** np.float32(alpha)
-    return np.concatenate([background, maps])
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,10 @@ else has to be registered anywhere.
 
 A method from outside of the package is named by the path of its file ("mine/method.py"), or by a name that an installed
 package gives as an entry point of the group "weakseg.methods", whose value is a module with the same attributes.
+
+What changes any localiser declares `AROUND = <function>` instead, which makes of the class of a localiser a subclass of
+it. The name "FILE:METHOD" then stands for that subclass: "conta:seam". Such a class may add to what convolutions give:
+`Localiser.class_layer` and `Backbone.reading` say which of them read the features of each of the five stages.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from weakseg.errors import WeaksegError
+from weakseg.models.backbone import Backbone
 from weakseg.ops.activation import ActivationMaps, Views
 from weakseg.ops.fields import LABELS, TAGS, Batch, ImageField
 from weakseg.ops.instances import Instances
@@ -137,10 +142,24 @@ class Localiser(Method):
     """A classifier that shows where it looks."""
 
     fields: ClassVar[Mapping[str, ImageField]] = {"tags": TAGS}
+    backbone: Backbone
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
         """`image` (N, 3, H, W) to the logits of the classes' presence (N, C)."""
+
+    def class_layer(self) -> nn.Conv2d:
+        """The 1×1 convolution, linear in its output, that makes the scores of the classes of the last features of
+        `backbone`, for whoever adds to it (see `AROUND` above). A localiser that offers it promises:
+
+        - Images go through `backbone`, and its last features through this layer before the next images do.
+        - It gets these features at all their places, perhaps with some dropped, or their mean over all places,
+          (N, D, 1, 1).
+        - Its last C outputs are those of the classes; the background's may come before them.
+
+        Raises `WeaksegError` for a localiser that has no such layer.
+        """
+        raise WeaksegError(f"{type(self).__name__} does not say which layer makes its class maps (class_layer).")
 
     @abstractmethod
     def activation_maps(self, batch: Batch) -> Tensor:
@@ -282,17 +301,30 @@ def means(losses: Mapping[str, Tensor], counts: Mapping[str, Tensor], parts: int
 
 def methods(kind: type[M]) -> dict[str, type[M]]:
     """All methods of one kind by name: those of the package and those that installed packages bring."""
+    return {name: _declared(module, kind) for name, module in _modules().items() if hasattr(module, _attribute(kind))}
+
+
+def _modules() -> dict[str, ModuleType]:
+    """The modules of the package and those that installed packages bring."""
     import weakseg.methods as package
 
     names = [info.name for info in pkgutil.iter_modules(package.__path__)]
     modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    modules |= {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
-    return {name: _declared(module, kind) for name, module in modules.items() if hasattr(module, _attribute(kind))}
+    return modules | {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _around() -> dict[str, Callable[[type[Localiser]], type[Localiser]]]:
+    """What makes localisers of localisers, by name."""
+    return {name: module.AROUND for name, module in _modules().items() if hasattr(module, "AROUND")}
 
 
 def find_method(kind: type[M], name: str) -> type[M]:
-    """The class of a method by its name or the path of its file. Raises `WeaksegError` for an unknown one, with the
-    names there are, and for a file that cannot be imported or declares nothing of this kind."""
+    """The class of a method by its name or the path of its file; "conta:NAME" is that of a localiser with a context
+    (see `AROUND` above). Raises `WeaksegError` for an unknown one, with the names there are, and for a file that cannot
+    be imported or declares nothing of this kind."""
+    outer, colon, inner = name.partition(":")
+    if colon and issubclass(Localiser, kind) and outer in (around := _around()):
+        return around[outer](find_method(Localiser, inner))  # type: ignore[return-value]
     if name.endswith(".py"):
         module = _module_in(Path(absolute(name)))
         if not hasattr(module, _attribute(kind)):

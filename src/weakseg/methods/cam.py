@@ -78,6 +78,9 @@ class CAM(base.Localiser):
         maps = F.relu(self.classifier(self.backbone(batch["image"])[-1]))
         return maps if self.settings.map_power == 1 else maps**self.settings.map_power
 
+    def class_layer(self) -> nn.Conv2d:
+        return self.classifier
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """What is not frozen of the backbone, and the classifier at `head_lr_factor` times the rate."""
         factor = self.settings.head_lr_factor

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
-from weakseg.ops.resize import resize_labels
+from weakseg.ops.resize import resize_labels, resize_labels_by_majority
 
-Place = Literal["output", "image"]
-"""Where scores and labels meet: at the size of the scores, or at that of the labels."""
+Place = Literal["output", "majority", "image"]
+"""Where scores and labels meet: at the size of the scores, where a cell has the nearest pixel's label or, as in ICD's
+program, that of the majority around its place (void without one); or at the size of the labels."""
 
 
 def cross_entropy(scores: Tensor, labels: Tensor, place: Place, *, align_corners: bool = False) -> Tensor:
@@ -22,18 +23,22 @@ def cross_entropy(scores: Tensor, labels: Tensor, place: Place, *, align_corners
     Raises `WeaksegError` for labels that are neither 0 … C nor void.
     """
     _check(labels, scores.shape[1] - 1)
-    if place == "output":
-        labels = resize_labels(labels, (scores.shape[-2], scores.shape[-1]))
-    else:
+    if place == "image":
         scores = F.interpolate(scores, labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    labels = _at(labels, (scores.shape[-2], scores.shape[-1]), place)
     return F.cross_entropy(scores.float(), labels.long(), ignore_index=VOID, reduction="sum")
 
 
 def labelled_pixels(labels: Tensor, size: tuple[int, ...], place: Place) -> Tensor:
     """How many pixels `cross_entropy` is summed over, for labels (N, H, W) and scores of a size (h, w)."""
-    if place == "output":
-        labels = resize_labels(labels, (size[0], size[1]))
-    return (labels != VOID).sum()
+    return (_at(labels, (size[0], size[1]), place) != VOID).sum()
+
+
+def _at(labels: Tensor, size: tuple[int, int], place: Place) -> Tensor:
+    """The labels where they meet scores of a size (h, w)."""
+    if place == "image":
+        return labels
+    return resize_labels(labels, size) if place == "output" else resize_labels_by_majority(labels, size)
 
 
 def _check(labels: Tensor, num_classes: int) -> None:

@@ -74,7 +74,8 @@ class DeepLab(base.Segmenter):
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         multi_scale: bool = Field(default=False, description="train on and predict from three scales of each image")
         loss_at: Place = Field(
-            default="output", description="whether labels come down to the scores or scores up to the labels"
+            default="output",
+            description="whether labels come down to the scores (nearest, or majority) or scores up to the labels",
         )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

@@ -58,7 +58,8 @@ class DeepLabV1(base.Segmenter):
         norm_momentum: float = Field(default=3e-4, gt=0, le=1, description="of the running statistics")
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         loss_at: Place = Field(
-            default="image", description="whether labels come down to the scores or scores up to the labels"
+            default="image",
+            description="whether labels come down to the scores (nearest, or majority) or scores up to the labels",
         )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

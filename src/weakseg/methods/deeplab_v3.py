@@ -54,7 +54,8 @@ class DeepLabV3(base.Segmenter):
         decoder: bool = Field(default=True, description="true: v3+, false: v3")
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
         loss_at: Place = Field(
-            default="image", description="whether labels come down to the scores or scores up to the labels"
+            default="image",
+            description="whether labels come down to the scores (nearest, or majority) or scores up to the labels",
         )
 
     def __init__(self, settings: Settings, num_classes: int, *, load_weights: bool = True) -> None:

@@ -53,7 +53,7 @@ from weakseg.ops.crf_parameters import known_or_none
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import TAGS, ImageField
-from weakseg.ops.resize import aligned_side
+from weakseg.ops.resize import aligned_side, aligned_taps
 
 EPSILON = 1e-5
 ENERGY_WEIGHT = 10.0
@@ -95,6 +95,11 @@ class ICD(base.Localiser):
         width: int = Field(default=1024, gt=0, description="channels of fc6_ft and fc7_ft")
         dropout: float = Field(default=0.5, ge=0, lt=1, description="of what fc8 sees")
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
+        alone: bool = Field(
+            default=True,
+            description="directions learn from images of one class alone; false: from all images of their class, for "
+            "classes that are seldom seen alone",
+        )
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
     class Options(base.Settings):
@@ -187,7 +192,7 @@ class ICD(base.Localiser):
             target = refined(self.object_scores(features.detach(), cam.detach(), tags), tags, batch["superpixels"])
             return {
                 "classification": classification_loss(cam, tags),
-                "bottom_up": BottomUp.apply(self.icd_bu.weight, features.detach(), tags),
+                "bottom_up": BottomUp.apply(self.icd_bu.weight, features.detach(), tags, self.settings.alone),
                 "top_down": self.warmth * top_down_loss(logits, target, tags),
             }
 
@@ -249,6 +254,9 @@ class ICD(base.Localiser):
         canvas[..., :height, :width] = images
         return canvas
 
+    def class_layer(self) -> nn.Conv2d:
+        return self.fc8
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Weights and biases of old layers, and of new ones at `head_lr_factor` times the rate; biases do not decay."""
         factor = self.settings.head_lr_factor
@@ -280,27 +288,29 @@ def bottom_up_scores(features: Tensor, weight: Tensor) -> Tensor:
 
 
 class BottomUp(torch.autograd.Function):
-    """L_bu of directions w (C, D), the mean over images, for features F (N, D, h, w) and tags (N, C).
+    """L_bu of directions w (C, D), the mean over images, for features F (N, D, h, w) and tags (N, C). `alone` says
+    whether only images of one class count.
 
     Its gradient is the authors': that of L_bu but for what keeps it finite where w is 0. There is none for F.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, features: Tensor, tags: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, features: Tensor, tags: Tensor, alone: bool = True) -> Tensor:
         scores = bottom_up_scores(features, weight)
-        single = (tags.to(scores) * (tags.sum(1, keepdim=True) < 1 + 1e-3))[:, :, None, None] * scores
+        learned = tags * (tags.sum(1, keepdim=True) < 1 + 1e-3) if alone else tags
+        counted = learned.to(scores)[:, :, None, None] * scores
         cells = scores[0, 0].numel()
         # g, the gradient to ŵ.
-        ctx.save_for_backward(weight, torch.einsum("nkhw,nchw->kc", single, features) * (-ENERGY_WEIGHT / cells))
+        ctx.save_for_backward(weight, torch.einsum("nkhw,nchw->kc", counted, features) * (-ENERGY_WEIGHT / cells))
         ctx.images = len(features)
-        return -ENERGY_WEIGHT / 2 * (single * scores).sum() / (cells * len(features))
+        return -ENERGY_WEIGHT / 2 * (counted * scores).sum() / (cells * len(features))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         weight, along = ctx.saved_tensors
         norm = weight.norm(dim=1, keepdim=True)
         radial = (weight * along).sum(1, keepdim=True) * weight / (norm**3 + EPSILON)
-        return upstream * (along / (norm + EPSILON) - radial) / ctx.images, None, None
+        return upstream * (along / (norm + EPSILON) - radial) / ctx.images, None, None, None
 
 
 # Which side is the object ---------------------------------------------------------------------------------------------
@@ -342,7 +352,9 @@ class Membership(NamedTuple):
     @classmethod
     def of(cls, superpixels: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Membership:
         """What corner-aligned bilinear resizing to `size` (h, w) makes of the one-hot maps of ids (N, H, W)."""
-        rows, columns = (_taps(*sides, superpixels.device) for sides in zip(superpixels.shape[1:], size, strict=True))
+        rows, columns = (
+            aligned_taps(*sides, superpixels.device) for sides in zip(superpixels.shape[1:], size, strict=True)
+        )
         image = torch.arange(len(superpixels), device=superpixels.device)[:, None, None]
         keys, weights = [], []
         for row, row_weight in rows:
@@ -365,16 +377,6 @@ class Membership(NamedTuple):
     def spread(self, values: Tensor) -> Tensor:
         """Values (S, C) of superpixels at their places, (P, C)."""
         return torch.stack([values[ids] * w[:, None] for ids, w in zip(self.ids, self.weights, strict=True)]).sum(0)
-
-
-def _taps(source: int, target: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """For `target` places along an axis of `source` pixels, corners on corners, a pixel and its weight: once where all
-    places are pixels, else twice."""
-    places = torch.arange(target, device=device) * (source - 1)
-    steps = max(target - 1, 1)
-    first, rest = places // steps, (places % steps).double() / steps
-    taps = [(first, 1 - rest), ((first + 1).clamp(max=source - 1), rest)]
-    return taps if rest.any() else taps[:1]
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
+from weakseg.ops.background import adaptive_alpha, with_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
@@ -98,17 +99,31 @@ class IRNet(base.Refiner):
         )
         canvas: int = Field(default=512, ge=0, description="pixels; larger images get the next multiple of 16")
 
-    class Options(base.Settings):
-        """How the maps walk. Defaults are those of the paper's program."""
+    class WalkOptions(base.Settings):
+        """How scores walk. Defaults are those of the paper's program."""
 
         radius: int = Field(default=5, ge=2, description="cells that a step of the walk reaches, less one")
         beta: float = Field(default=10.0, gt=0, description="power of the affinities: large keeps to the surest paths")
         log2_steps: int = Field(default=8, ge=0, le=16, description="the walk has 2^log2_steps steps")
+        restart: float = Field(
+            default=0.0,
+            ge=0,
+            lt=1,
+            description="probability to begin anew where the walk came from, at each step: large stays near the maps",
+        )
         enlargement: Literal[1, 2, 4] = Field(
             default=1, description="of the image, whose boundaries are finer then; maps walk in smaller cells"
         )
 
-    class InstanceOptions(Options):
+    class Options(WalkOptions):
+        """Without a background of their own, maps are divided by their largest value."""
+
+        own_background: bool = Field(
+            default=False,
+            description="a background walks along, as strong as suits each image's maps; false: as in the paper",
+        )
+
+    class InstanceOptions(WalkOptions):
         """How instances are told apart. Defaults are those of the paper's program."""
 
         background: float = Field(default=0.25, gt=0, le=1, description="the background's score after the walk")
@@ -189,12 +204,17 @@ class IRNet(base.Refiner):
 
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
-        """The maps after 2^t steps of the walk, divided by the largest value of all of them at the size of the image.
+        """The maps after 2^t steps of the walk: with a background before them, or divided by the largest value of all
+        of them at the size of the image.
 
         Where a peak is narrow, a cell exceeds that value. It is cut to 1, since maps are stored in [0, 1].
         """
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
+        if options.own_background:
+            labels = np.array([BACKGROUND, *maps.labels], np.int16)
+            scores = with_background(maps.maps.astype(np.float32), adaptive_alpha(maps))
+            return walk(replace(maps, labels=labels, maps=scores), boundary, options)
         walked = relative_to_largest(walk(maps, boundary, options))
         return replace(walked, maps=np.minimum(walked.maps, 1))
 
@@ -399,11 +419,13 @@ def in_finer_cells(maps: ActivationMaps, enlargement: int) -> ActivationMaps:
     return maps.at_stride(STRIDE // enlargement)
 
 
-def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.Options) -> ActivationMaps:
+def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> ActivationMaps:
     """Maps after 2^t steps of the walk that a boundary map (h, w) of their size blocks."""
     start = torch.as_tensor(maps.maps, dtype=torch.float32).to(boundary.device)
     steps = 2**options.log2_steps
-    walked = boundary_walk(start, boundary, radius=options.radius, beta=options.beta, steps=steps)
+    walked = boundary_walk(
+        start, boundary, radius=options.radius, beta=options.beta, steps=steps, restart=options.restart
+    )
     return ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, maps.stride)
 
 

@@ -178,6 +178,9 @@ class SEAM(base.Localiser):
         raw, features = self.raw_maps(batch["image"])
         return pixel_correlation(normalised_scores(raw)[:, 1:], features)
 
+    def class_layer(self) -> nn.Conv2d:
+        return self.fc8
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """As in Caffe, see `caffe_param_groups`; the new layers learn `head_lr_factor` times as fast."""
         return caffe_param_groups(self, (self.fc8, self.f8_3, self.f8_4, self.f9), lr, self.settings.head_lr_factor)

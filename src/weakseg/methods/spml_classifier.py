@@ -25,7 +25,7 @@ from weakseg.errors import WeaksegError
 from weakseg.labels import VOID
 from weakseg.methods import base
 from weakseg.methods.crossentropy import cross_entropy
-from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingOptions, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingOptions, EmbeddingSegmenter, EmbeddingSettings
 from weakseg.methods.spml.retrieval import LabelledSegments, RetrievalOptions
 from weakseg.models.rates import four_groups
 from weakseg.ops.activation import Views
@@ -77,11 +77,11 @@ class SPMLClassifier(EmbeddingSegmenter):
     def losses(self, batch: base.Batch) -> dict[str, Tensor]:
         """Cross entropy at the size of the labels, summed over the pixels that have one.
 
-        Raises `WeaksegError` for labels that are neither 0 … C nor unlabelled nor void.
+        Raises `WeaksegError` for labels that are neither 0 … C nor void.
         """
         with torch.no_grad():
             embeddings = self.embeddings(batch)
-        return {"segmentation": cross_entropy(self.classified(embeddings), labelled(batch["labels"]), "image")}
+        return {"segmentation": cross_entropy(self.classified(embeddings), batch["labels"], "image")}
 
     def counts(self, batch: base.Batch) -> dict[str, Tensor]:
         """The pixels with a label."""

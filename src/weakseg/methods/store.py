@@ -28,13 +28,15 @@ WEIGHTS_NAME = "model.safetensors"
 class Model:
     """A network with all that is needed to use it.
 
-    `method` is its name or the path of its file, `inference` are the settings that it was evaluated with.
+    `method` is its name or the path of its file, `inference` are the settings that it was evaluated with. It was
+    trained on images of at most `long_side` pixels, to which larger ones are scaled down; None: of any size.
     """
 
     method: str
     classes: Classes
     network: Method
     inference: Mapping[str, Any]
+    long_side: int | None = None
 
     @property
     def kind(self) -> str:
@@ -57,14 +59,17 @@ def save_model(folder: Path, model: Model) -> None:
             "options": model.network.options.model_dump(mode="json"),
             "classes": list(model.classes.names),
             "inference": dict(model.inference),
+            "long_side": model.long_side,
         },
     )
 
 
-def describe_model(folder: Path, *, inference: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+def describe_model(
+    folder: Path, *, inference: Mapping[str, Any], options: Mapping[str, Any], long_side: int | None
+) -> None:
     """Change how the model in a folder says it is to be used."""
     config = read_json(folder / CONFIG_NAME)
-    changed = {**config, "inference": dict(inference), "options": dict(options)}
+    changed = {**config, "inference": dict(inference), "options": dict(options), "long_side": long_side}
     if config != changed:
         write_json(folder / CONFIG_NAME, changed)
 
@@ -83,7 +88,10 @@ def load_model(folder: Path) -> Model:
         kind = cast(type[Method], KINDS[config["kind"]])
         name, classes = str(config["method"]), Classes(map(str, config["classes"]))
         raw, inference = dict(config["settings"]), dict(config["inference"])
-        options = dict(config.get("options", {}))  # older folders have none
+        # Older folders have neither.
+        options, long_side = dict(config.get("options", {})), config.get("long_side")
+        if long_side is not None and (not isinstance(long_side, int) or long_side < 1):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise WeaksegError(
             f'{folder / CONFIG_NAME} is not the configuration of a weakseg model: it needs "format", "kind" '
@@ -100,7 +108,7 @@ def load_model(folder: Path) -> Model:
             f"as {CONFIG_NAME} says. Tensors {fault}."
         )
     network.load_state_dict(state, strict=False)
-    return Model(name, classes, network.eval(), inference)
+    return Model(name, classes, network.eval(), inference, long_side)
 
 
 def make_ready(model: Model, device: torch.device) -> None:

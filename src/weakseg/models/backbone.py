@@ -33,6 +33,17 @@ class Backbone(nn.Module):
         """Stop learning in the first `stages` stages: their parameters lose `requires_grad`, and they run without
         recording gradients. 0 freezes nothing."""
 
+    @abstractmethod
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        """The convolutions of the next stage that read the features of a stage (1 … 4), directly or by way of a
+        pooling: the first of a branch, and that of the shortcut. What is added to their outputs is what channels beside
+        these features would add."""
+
+    @abstractmethod
+    def pass_gradients(self, after: int) -> None:
+        """Record gradients in all stages after number `after`, for what is added to the features of that stage. The
+        parameters of frozen stages still do not learn."""
+
     def output_size(self, size: tuple[int, ...]) -> tuple[int, int]:
         """The size (h, w) of the last stage for images of a size (H, W), found without computing anything."""
         size = tuple(size)

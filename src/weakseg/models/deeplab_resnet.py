@@ -90,6 +90,11 @@ class DeepLabResNet(StagedBackbone):
         initialise(self)
         self.caffe_input = CaffeInput()
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        first = (self.layer2, self.layer3, self.layer4, self.layer5)[stage - 1][0]
+        assert isinstance(first, Bottleneck) and isinstance(first.shortcut, ConvNorm)
+        return [first.reduce.conv, first.shortcut.conv]
+
     def stages(self) -> list[list[nn.Module]]:
         return [
             [self.layer1.conv1, self.layer1.relu],

@@ -78,6 +78,11 @@ class MobileNetV2(StagedBackbone):
         self.features = nn.Sequential(*layers)
         initialise(self)
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        first = self.features[self._ends[stage - 1]]
+        assert isinstance(first, InvertedResidual) and not first.shortcut
+        return [next(module for module in first.modules() if isinstance(module, nn.Conv2d))]
+
     def stages(self) -> list[list[nn.Module]]:
         layers = list(self.features)
         return [layers[start:end] for start, end in zip([0, *self._ends], self._ends, strict=False)]

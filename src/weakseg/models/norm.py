@@ -90,7 +90,8 @@ def fold_norms(network: nn.Module) -> None:
     """
     for module in list(network.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, FixedBatchNorm2d):
+            # What a hook adds to a convolution comes before the normalisation.
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FixedBatchNorm2d) and not conv._forward_hooks:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
 

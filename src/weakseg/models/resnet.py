@@ -107,6 +107,12 @@ class ResNet(StagedBackbone):
         self.layer4 = _layer(block, out3, widths[3], blocks[3], plans[4])
         initialise(self)
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        first = (self.layer1, self.layer2, self.layer3, self.layer4)[stage - 1][0]
+        assert isinstance(first, BasicBlock | Bottleneck)
+        shortcut = [] if first.downsample is None else [first.downsample[0]]
+        return [first.conv1, *(conv for conv in shortcut if isinstance(conv, nn.Conv2d))]
+
     def stages(self) -> list[list[nn.Module]]:
         return [
             [self.conv1, self.bn1, self.relu],

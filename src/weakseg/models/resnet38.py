@@ -24,6 +24,7 @@ class Block(nn.Module):
     """x + branch(relu(norm(x))). Where the shape changes, the *activated* x is projected by `conv_branch1` instead."""
 
     bn_branch2a: nn.BatchNorm2d
+    conv_branch2a: nn.Conv2d
     conv_branch1: nn.Conv2d | None
 
     def branch(self, activated: Tensor) -> Tensor:
@@ -134,6 +135,11 @@ class ResNet38(StagedBackbone):
         """The blocks of each of the five stages, in the order in which they run."""
         blocks = [(name, module) for name, module in self.named_children() if isinstance(module, Block)]
         return [[block for name, block in blocks if name[:2] in stage] for stage in BLOCKS]
+
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        first = self.blocks()[stage][0]
+        assert first.conv_branch1 is not None
+        return [first.conv_branch2a, first.conv_branch1]
 
     def stages(self) -> list[list[nn.Module]]:
         first, second, third, fourth, last = self.blocks()

@@ -60,6 +60,10 @@ class SmallResNet(StagedBackbone):
         for norm in (self.block5.norm2, self.block5.shortcut_norm):
             nn.init.constant_(norm.weight, FEATURE_GAIN)
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        block = (self.block2, self.block3, self.block4, self.block5)[stage - 1]
+        return [block.conv1, block.shortcut]
+
     def stages(self) -> list[list[nn.Module]]:
         stem: list[nn.Module] = [self.conv, self.norm, nn.ReLU(inplace=True)]
         return [stem, [self.block2], [self.block3], [self.block4], [self.block5]]

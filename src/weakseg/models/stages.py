@@ -87,6 +87,9 @@ class StagedBackbone(Backbone):
         """A context in which gradients are recorded if they are outside of it and the stage (1 … 5) is not frozen."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and stage > self.frozen_stages)
 
+    def pass_gradients(self, after: int) -> None:
+        self.frozen_stages = min(self.frozen_stages, after)
+
     def freeze(self, stages: int) -> None:
         self.frozen_stages = stages
         for index, stage in enumerate(self.stages()):

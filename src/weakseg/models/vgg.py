@@ -62,6 +62,11 @@ class VGG16(StagedBackbone):
         """What stands between `conv5_*` and `fc6`."""
         return []
 
+    def reading(self, stage: int) -> list[nn.Conv2d]:
+        layer = self.get_submodule(("conv3_1", "conv4_1", "conv5_1", "fc6")[stage - 1])
+        assert isinstance(layer, nn.Conv2d)
+        return [layer]
+
     def stages(self) -> list[list[nn.Module]]:
         fc = [self.fc6, self.relu, self.drop6, self.fc7, self.relu]
         return [

@@ -21,10 +21,15 @@ def unary_from_probabilities(probabilities: npt.NDArray[Any]) -> FloatArray:
 
     p is bounded by `SMALLEST_PROBABILITY` from below and by 1 from above, as in the reference: maps of some methods
     reach past both. Nothing is renormalised. `weakseg.refine`, which takes anyone's scores, refuses numbers outside
-    [0, 1]. Raises `WeaksegError` for NaN.
+    [0, 1]. Raises `WeaksegError` for NaN, and where no number is above 0, as of logarithms.
     """
     if np.isnan(probabilities).any():
         raise WeaksegError(f"The probabilities hold NaN, first at {first_index(np.isnan(probabilities))}.")
+    if probabilities.size and probabilities.max() <= 0 and probabilities.min() < 0:
+        raise WeaksegError(
+            f"The probabilities reach from {probabilities.min():g} to {probabilities.max():g}, expected 0 to 1. Take "
+            "the exponential of logarithms."
+        )
     return np.ascontiguousarray(-np.log(probabilities.clip(SMALLEST_PROBABILITY, 1)), np.float32)
 
 

@@ -25,6 +25,7 @@ from weakseg.ops.crf_features import Image
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
 from weakseg.ops.crf_problem import Problem
 from weakseg.ops.crf_unary import FloatArray, first_index
+from weakseg.ops.crf_unary import unary_from_probabilities as unary_from_probabilities  # callers look for it here
 from weakseg.threads import threaded
 
 

@@ -80,6 +80,24 @@ def as_seen(
     return seen
 
 
+def in_view(maps: Tensor, geometry: Tensor, size: tuple[int, int]) -> Tensor:
+    """What views show of maps that have the frame of the whole image: (N, K, h, w) at a `size`, 0 outside of the image.
+
+    `geometry` (N, 5) is that of the views, see `ImageField`. Bilinear between the centres of cells; for a whole image,
+    `interpolate` with align_corners=False.
+    """
+    top, left, bottom, right, mirrored = geometry.to(maps).unbind(1)
+    rows, columns = (
+        (torch.arange(side, dtype=maps.dtype, device=maps.device) + 0.5) / side for side in (size[0], size[1])
+    )
+    across = torch.where(mirrored[:, None] > 0, 1 - columns, columns)
+    y = top[:, None] + rows * (bottom - top)[:, None]
+    x = left[:, None] + across * (right - left)[:, None]
+    places = torch.stack([x[:, None].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=3)
+    shown = F.grid_sample(maps, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return shown * ((places >= 0) & (places <= 1)).all(3)[:, None]
+
+
 def _whole_geometry(images: Tensor, mirrored: bool) -> Tensor:
     return torch.tensor([0.0, 0.0, 1.0, 1.0, float(mirrored)], device=images.device).expand(len(images), -1)
 

@@ -13,6 +13,11 @@ the dense N × N matrix log₂ t times: the same product in another order. A ste
 
 in which rounding has no bias: a constant stays exactly constant in float32 over any number of steps.
 
+A walk with restart goes back to where it began with probability r at each step, so that it stays near x where nothing
+stops it (Tong, Faloutsos, Pan, *Fast Random Walk with Restart and Its Applications*, ICDM 2006):
+
+    y_(k+1) = (1 - r) y_k · T + r x,    y_0 = x
+
 Affinities are kept once per pair: `affinities[p, y, x]` is the one of the pixels (y, x) and (y + dy, x + dx), where
 (dy, dx) is `pair_offsets(radius)[p]`. Pairs that do not exist have 0.
 """
@@ -22,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -105,11 +110,36 @@ def lopsided_affinities(affinities: Tensor, size: tuple[int, int], radius: int =
     return F.pad(affinities.unflatten(-1, (rows, columns)), (reach, reach, 0, reach))
 
 
+def beta_for_mean(affinities: Tensor, mean: float, radius: int = 5) -> float:
+    """The β, from 1/16 to 4096, with which the mean of A^β over the pairs of a map is `mean`, in (0, 1).
+
+    `affinities` (P, h, w) are those of `random_walk`. Where networks differ in how alike they take pixels to be on the
+    whole, walks of one mean still go equally far. Where all pairs are alike, β is at one of its ends; without pairs, it
+    is 1.
+    """
+    if len(affinities) == 0:
+        return 1.0
+    height, width = affinities.shape[-2:]
+    values = affinities[_Grid(height, width, radius).exists(affinities.device)].double()
+    low, high = 2.0**-4, 2.0**12
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if values.pow(middle).mean() > mean else (low, middle)
+    return low
+
+
 # The walk -------------------------------------------------------------------------------------------------------------
 
 
 def boundary_walk(
-    maps: Tensor, boundary: Tensor, *, radius: int = 5, beta: float = 10, steps: int = 256, chebyshev: bool = False
+    maps: Tensor,
+    boundary: Tensor,
+    *,
+    radius: int = 5,
+    beta: float = 10,
+    steps: int = 256,
+    restart: float = 0,
+    chebyshev: bool = False,
 ) -> Tensor:
     """IRNet's walk, which boundaries block: y = (x ⊙ (1 - boundary)) · T^steps (equations 8 to 10 of the paper).
 
@@ -122,13 +152,21 @@ def boundary_walk(
         radius=radius,
         beta=beta,
         steps=steps,
+        restart=restart,
         chebyshev=chebyshev,
     )
 
 
 @torch.no_grad()
 def random_walk(
-    maps: Tensor, affinities: Tensor, *, radius: int = 5, beta: float, steps: int, chebyshev: bool = False
+    maps: Tensor,
+    affinities: Tensor,
+    *,
+    radius: int = 5,
+    beta: float,
+    steps: int,
+    restart: float = 0,
+    chebyshev: bool = False,
 ) -> Tensor:
     """x · T^steps, T = B / colsum(B), B = affinities^beta with 1 on the diagonal: float32 (or float64) like `maps`.
 
@@ -141,19 +179,25 @@ def random_walk(
     84 steps instead of 256, equal up to about 1e-6 of the largest value. Constants stay exact, other values may leave
     the range of `maps` by that much.
 
+    `restart` is the probability r of going back to the beginning at each step.
+
     No gradient flows. Raises `WeaksegError` for shapes that do not fit, affinities outside [0, 1], maps that are not
-    finite, beta ≤ 0 and steps < 0.
+    finite, beta ≤ 0, steps < 0, a restart outside [0, 1], and for one together with `chebyshev`.
     """
     _check(maps, affinities, radius, beta, steps)
+    if not 0 <= restart <= 1 or (restart and chebyshev):
+        raise WeaksegError(f"The walk's restart is {restart}; expected 0 … 1, and 0 with a Chebyshev expansion.")
     if maps.ndim == 3:
-        return random_walk(maps[None], affinities[None], radius=radius, beta=beta, steps=steps, chebyshev=chebyshev)[0]
+        batch = maps[None], affinities[None]
+        return random_walk(*batch, radius=radius, beta=beta, steps=steps, restart=restart, chebyshev=chebyshev)[0]
     values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     if values.numel() == 0 or radius < 2:
         return values.clone()
     grid = _Grid(maps.shape[-2], maps.shape[-1], radius)
     transition = grid.pad(affinities.to(values).pow(beta) * grid.exists(values.device))
     walk = _walk_images if values.device.type == "cpu" else _walk_batch
-    return grid.crop(walk(grid, values, transition, grid.rate(transition), _chebyshev if chebyshev else _power, steps))
+    power = _chebyshev if chebyshev else partial(_power, restart=restart)
+    return grid.crop(walk(grid, values, transition, grid.rate(transition), power, steps))
 
 
 def _walk_images(grid: _Grid, maps: Tensor, transition: Tensor, rate: Tensor, power: Power, steps: int) -> Tensor:
@@ -310,11 +354,14 @@ def _window_step(grid: _Grid, transition: Tensor, rate: Tensor) -> Step:
     return step
 
 
-def _power(step: Step, maps: Tensor, steps: int) -> Tensor:
-    """x · T^steps; `maps` is overwritten."""
+def _power(step: Step, maps: Tensor, steps: int, restart: float) -> Tensor:
+    """x · T^steps, with restart; `maps` is overwritten."""
     current, following = maps, torch.zeros_like(maps)
+    begin = maps.clone() if restart else maps
     for _ in range(steps):
         step(current, following)
+        if restart:
+            following.lerp_(begin, restart)  # a difference, so that constants stay exact here, too
         current, following = following, current
     return current
 

@@ -25,8 +25,10 @@ def multi_scale_probabilities(
     count = len(scores) * (2 if mirror else 1)
     for of_image in zip(*scores, strict=True):  # one image at a time: at full size, all classes take much memory
         with torch.inference_mode():
-            total = torch.zeros((), device=device)
+            total: Tensor | None = None
             for small in of_image:
-                total = total + F.interpolate(small[None], views.size, mode="bilinear", align_corners=False)[0]
-            probabilities = torch.softmax(total / count, dim=0)
+                view = F.interpolate(small[None], views.size, mode="bilinear", align_corners=False)[0]
+                total = view if total is None else total.add_(view)
+            assert total is not None
+            probabilities = torch.softmax(total.div_(count), dim=0)
         yield probabilities

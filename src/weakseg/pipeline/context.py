@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 
 from weakseg import parallel
 from weakseg.data.dataset import Dataset, Sample
-from weakseg.data.images import image_size
 from weakseg.errors import WeaksegError
 from weakseg.progress import Progress
 from weakseg.runtime import RuntimeSettings
@@ -30,7 +29,7 @@ Batch = Sequence[Sample]
 @dataclass(frozen=True)
 class Context:
     """What a stage works with: `stages` are all of the recipe; `train`, `score` and `val` are the samples that play
-    these parts in the run."""
+    these parts in the run, which works on images of at most `long_side` pixels."""
 
     stages: Mapping[str, Stage]
     dataset: Dataset
@@ -41,6 +40,7 @@ class Context:
     train: Sequence[Sample]
     score: Sequence[Sample]
     val: Sequence[Sample]
+    long_side: int | None = None
 
     def folder(self, stage: str) -> Path:
         """The folder of a finished stage."""
@@ -108,7 +108,7 @@ def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]
     """Batches of images of one size. They depend on the samples alone, not on what is done already or by whom,
     so that the last bits of the results do not either."""
     by_size: dict[tuple[int, int], list[Sample]] = {}
-    for sample, size in zip(samples, threaded(lambda s: image_size(s.image), samples), strict=True):
+    for sample, size in zip(samples, threaded(Sample.size, samples), strict=True):
         by_size.setdefault(size, []).append(sample)
     return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
 
@@ -116,8 +116,6 @@ def same_size_batches(samples: Sequence[Sample], batch_size: int) -> list[Batch]
 def require_labels(samples: Sequence[Sample], split: str) -> None:
     """Raise `WeaksegError` unless something is known of every sample."""
     unknown = [sample.name for sample in samples if not sample.labels.known]
-    if not samples:
-        raise WeaksegError(f'The split "{split}" has no images.')
     if unknown:
         raise WeaksegError(
             f'{len(unknown)} of {len(samples)} images of the split "{split}" have no tags and no other weak label, '

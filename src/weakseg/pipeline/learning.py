@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy.typing as npt
 import torch
@@ -34,17 +34,27 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.progress import Progress
-from weakseg.settings import changed, validate
-from weakseg.training import TrainingSet, train_network
+from weakseg.settings import Settings, changed, validate
+from weakseg.training import LOG_NAME, TrainingSet, train_network
+
+if TYPE_CHECKING:
+    from weakseg.data.loading import Order
+    from weakseg.report.folder import RunFolder
+    from weakseg.report.markup import Markup
 
 OF_SAMPLES = ("tags", "marks")
 """The fields that are known of every sample with weak labels."""
+
+FEW_UPDATES = 32
+"""Even a pretrained network learns little in fewer updates (measured on 30 photographs, docs/own-photographs.md)."""
 
 
 class Learning(Stage):
     """Base of the stages that train a network."""
 
     method_kind: ClassVar[type[Method]]
+    images_per_draw: ClassVar[int] = 1
+    """So many images of a batch are made of each that is drawn."""
     method: str = Field(description="the name of a method, or the path of a .py file that declares one")
     model: dict[str, Any] = Field(default_factory=dict, description="the settings of the method")
     options: dict[str, Any] = Field(
@@ -70,6 +80,17 @@ class Learning(Stage):
         """The class of the method."""
         return find_method(self.method_kind, self.method)
 
+    def method_name(self) -> str:
+        """What the model's folder calls the class of the method, for `find_method`."""
+        return self.method
+
+    def method_settings(self, context: Context) -> Settings:
+        """What the network is made with."""
+        return self.method_class().Settings.model_validate(self.model)
+
+    def inform(self, network: Method, context: Context) -> None:
+        """Tell the network, before it is trained, what finished stages have found out about the data."""
+
     def given(self) -> list[str]:
         """The fields that this kind of stage reads by itself."""
         return []
@@ -89,26 +110,14 @@ class Learning(Stage):
         method = find_method(self.method_kind, path)
         model = validate(method.Settings, self.model, f"{where}.model")
         options = validate(method.Options, self.options, f"{where}.options")
-        self._check_fields(method, where)
+        check_inputs(self.method, method.fields, self.inputs, where, (*OF_SAMPLES, *self.given()))
         dumped = {"model": model.model_dump(mode="json"), "options": options.model_dump(mode="json")}
         return self.model_copy(update={"method": path, **dumped})
-
-    def _check_fields(self, method: type[Method], where: str) -> None:
-        for name in self.inputs:
-            if name not in method.fields:
-                known = ", ".join(method.fields) or "none"
-                raise WeaksegError(f"{where}.inputs.{name}: {self.method} reads no such field. It reads: {known}.")
-        known_fields = {*OF_SAMPLES, *self.given(), *self.inputs}
-        for name, field in method.fields.items():
-            if name not in known_fields and field.folder is None and field.follows != "geometry":
-                raise WeaksegError(
-                    f'{where}.inputs: {self.method} reads the field "{name}"; name the stage that makes it: '
-                    f"inputs: {{{name}: STAGE}}."
-                )
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
         settings.pop("options", None)
+        settings["train"].pop("min_steps", None)  # among the dependencies where it makes the training longer
         settings["method"] = Path(self.method).name
         settings["model"] = changed(self.method_class().Settings, self.model)
         return settings
@@ -123,7 +132,21 @@ class Learning(Stage):
         if any(name in OF_SAMPLES for name in self._read_fields(method)):
             found.append(stamps.weak_labels(samples))
         found += (stamps.files(map(reader.path, samples)) for reader in self._folder_readers(context, method))
-        return found
+        return [*found, *self._few_images(context)]
+
+    def _few_images(self, context: Context) -> list[str]:
+        """What few images change: incomplete batches that are filled up, and the updates of further epochs."""
+        order = self._order(context)
+        longer = order.count > order.batch_size and order.fills_up and order.count % order.batch_size
+        updates = self.train.total_steps(order)
+        further = updates > self.train.model_copy(update={"min_steps": None}).total_steps(order)
+        return [*(["filled batches"] if longer else []), *([f"{updates} updates"] if further else [])]
+
+    def _order(self, context: Context) -> Order:
+        return self.train.order(len(self.samples(context)), context.seed, self.images_per_draw)
+
+    def reads_weak_labels(self) -> bool:
+        return any(name in OF_SAMPLES for name in self._read_fields(self.method_class()))
 
     def prepare(self, context: Context) -> None:
         network = self.network(context)
@@ -136,6 +159,7 @@ class Learning(Stage):
         network = self.network(context)
         if self.init_from is not None:
             self._start_from(network, load_model(context.folder(self.init_from) / MODEL_FOLDER).network)
+        self.inform(network, context)
         train_network(
             context.fabric,
             network,
@@ -148,15 +172,28 @@ class Learning(Stage):
         )
         if isinstance(network, Concluding):
             network.conclude(_items(images), context.fabric.device)
+        updates = self.train.total_steps(self._order(context))
+        if fault := too_few(updates, self.train.min_steps):
+            context.log("warning", stage=folder.relative_to(context.root).as_posix(), message=fault)
         if parallel.rank() == 0:
-            save_model(folder / MODEL_FOLDER, Model(self.method, context.dataset.classes, network, {}))
+            model = Model(self.method_name(), context.dataset.classes, network, {}, context.long_side)
+            save_model(folder / MODEL_FOLDER, model)
 
-    def describe(self, folder: Path) -> None:
-        describe_model(folder / MODEL_FOLDER, inference=self.inference_of_model(), options=self.options)
+    def describe(self, context: Context, folder: Path) -> None:
+        describe_model(
+            folder / MODEL_FOLDER,
+            inference=self.inference_of_model(),
+            options=self.options,
+            long_side=context.long_side,
+        )
 
     def inference_of_model(self) -> dict[str, Any]:
         """How the trained model is evaluated and, unless told otherwise, used to predict."""
         return {}
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        return {"Training": _length(run, name)}
 
     def samples(self, context: Context) -> Sequence[Sample]:
         """The samples of the training split that are learned from."""
@@ -197,9 +234,8 @@ class Learning(Stage):
     def network(self, context: Context, *, load_weights: bool = True) -> Method:
         """The method's network, with the weights that it starts from."""
         method = self.method_class()
-        settings = method.Settings.model_validate(self.model)
         torch.manual_seed(context.seed)
-        network = method(settings, len(context.dataset.classes), load_weights=load_weights)
+        network = method(self.method_settings(context), len(context.dataset.classes), load_weights=load_weights)
         network.options = method.Options.model_validate(self.options)
         return network
 
@@ -230,6 +266,51 @@ class Learning(Stage):
                 f'The {self.method} cannot start from the weights of the stage "{self.init_from}", whose network is of '
                 "another kind. Give both the same model.backbone.name, or set init_from to null."
             ) from None
+
+
+def check_inputs(
+    method: str, fields: Mapping[str, ImageField], inputs: Collection[str], where: str, known: Collection[str] = ()
+) -> None:
+    """Raise `WeaksegError` unless `inputs` name fields of the method, and all that nothing else gives: neither a
+    folder nor the geometry of the view, and none of those that are `known` anyway."""
+    for name in inputs:
+        if name not in fields:
+            read = ", ".join(fields) or "none"
+            raise WeaksegError(f"{where}.inputs.{name}: {method} reads no such field. It reads: {read}.")
+    for name, field in fields.items():
+        if name not in (*known, *inputs) and field.folder is None and field.follows != "geometry":
+            raise WeaksegError(
+                f'{where}.inputs: {method} reads the field "{name}"; name the stage that makes it: '
+                f"inputs: {{{name}: STAGE}}."
+            )
+
+
+def too_few(updates: int, needed: int | None) -> str | None:
+    """A sentence where a training had fewer updates than it needs, which a recipe may say; None where it had enough."""
+    if updates >= (needed or FEW_UPDATES):
+        return None
+    return (
+        f"The training had {updates} updates, fewer than the {needed or FEW_UPDATES} that it needs to learn much. "
+        "Give it more (train.min_steps, train.epochs) or add images."
+    )
+
+
+def _length(run: RunFolder, name: str) -> Iterator[Markup]:
+    """Whether the training was long enough, and where epochs were added to make it so."""
+    from weakseg.files import read_json_lines
+    from weakseg.report.markup import note
+
+    settings, records = run.stages[name]["train"], read_json_lines(run.root / name / LOG_NAME)
+    if not records:
+        return
+    updates, epochs, needed = records[-1]["step"], records[-1]["epoch"], settings.get("min_steps")
+    if fault := too_few(updates, needed):
+        yield note(f"{name}: {fault}")
+    elif updates == needed and settings["epochs"] and epochs > settings["epochs"]:
+        yield note(
+            f"{name}: the images are few, so there were {epochs:.0f} epochs instead of {settings['epochs']:g}, for the "
+            f"{needed} updates that the training needs."
+        )
 
 
 def _items(images: TrainingImages) -> Iterator[Item]:

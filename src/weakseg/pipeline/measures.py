@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map
+from weakseg.data.images import image_size, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.ops.accumulator import Accumulator, as_json
@@ -20,6 +20,7 @@ from weakseg.ops.boundary import BoundaryScore
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.context import OnContext, context_scores, on_context
 from weakseg.ops.instance_weighted import InstanceWeighted
+from weakseg.ops.resize import resize_bilinear, resize_labels
 from weakseg.ops.threshold_curve import ThresholdCurve
 from weakseg.progress import Progress
 from weakseg.threads import threaded
@@ -92,7 +93,7 @@ def measure_curve(
 
     def load(sample: Sample) -> tuple[Sample, LabelMap, ActivationMaps, npt.NDArray[np.float32]]:
         maps = read(sample)
-        return sample, _truth(sample), maps, maps.upsampled()
+        return sample, _truth(sample), maps, _at_full_size(maps, sample)
 
     for sample, truth, maps, scores in _shared(samples, load, "threshold curve"):
         curve.update(truth, maps.labels, scores, sample.name)
@@ -108,7 +109,10 @@ def measure_context(
     def load(sample: Sample) -> tuple[str, list[OnContext]]:
         assert sample.context is not None
         try:
-            return sample.name, on_context(read(sample), sample.context.read())
+            context = sample.context.read()
+            if sample.long_side:
+                context = resize_labels(context, sample.size())
+            return sample.name, on_context(read(sample), context)
         except WeaksegError as error:
             raise WeaksegError(f"{sample.name}: {error}") from None
 
@@ -133,6 +137,12 @@ def over_ranks(scores: MaskScores) -> MaskScores:
     for part in parallel.gather(scores.images):
         images.update(part)
     return MaskScores(sum_counts(scores.confusion), sum_counts(scores.boundary), dict(sorted(images.items())))
+
+
+def _at_full_size(maps: ActivationMaps, sample: Sample) -> npt.NDArray[np.float32]:
+    """Maps (K, H, W) at the size of the image's file, which the truth has."""
+    scores = maps.upsampled()
+    return resize_bilinear(scores, image_size(sample.image)) if sample.long_side else scores
 
 
 def _over_ranks(weighted: InstanceWeighted | None) -> InstanceWeighted | None:

@@ -18,6 +18,7 @@ from weakseg.errors import WeaksegError, out_of_memory
 from weakseg.files import write_json, write_npz, write_text
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
+from weakseg.ops.resize import shrink_image
 from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict, predict_batches, require_images_only
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.run import RECIPE_NAME
@@ -131,6 +132,7 @@ def predict_files(
         raise WeaksegError(f"{tags} says nothing of any of the {len(files)} images, such as {next(iter(named))}.")
     make_ready(model, device)
     write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
+    keep_scores = probabilities or model.long_side is not None  # results are enlarged by them
     failures: dict[Job, str] = {}
     areas: dict[Job, list[int]] = {}
 
@@ -139,15 +141,19 @@ def predict_files(
 
     def read(job: Job) -> Item | None:
         try:
-            return {"image": read_image(job[0])}
+            return {"image": shrink_image(read_image(job[0]), model.long_side)}
         except WeaksegError as error:
             failures[job] = str(error)
             return None
 
     def write(job: Job, item: Item, prediction: Prediction) -> None:
+        image = item["image"]
+        if model.long_side is not None and max(image.shape) >= model.long_side:
+            image = read_image(job[0])
+            prediction = prediction.enlarged(item["image"], image, keep_scores=probabilities)
         write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels)
         if overlays:
-            write_image(_output(out, "overlays", job[1], ".png"), overlay(item["image"], prediction.labels))
+            write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
         if probabilities:
             arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
@@ -156,7 +162,8 @@ def predict_files(
     def predict_alone(job: Job) -> None:
         try:
             if (item := read(job)) is not None:
-                write(job, item, predict(model, item["image"], inference, device, present(job)))
+                image = item["image"]
+                write(job, item, predict(model, image, inference, device, present(job), keep_scores=keep_scores))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -166,7 +173,9 @@ def predict_files(
 
     with Progress("predicting", len(files)) as progress:
         try:
-            for _ in predict_batches(model, [[job] for job in files], read, write, inference, device, present):
+            for _ in predict_batches(
+                model, [[job] for job in files], read, write, inference, device, present, keep_scores=keep_scores
+            ):
                 progress.advance()
         except Exception as error:
             if not out_of_memory(error):

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -31,10 +31,20 @@ class DataSettings(Settings):
     images_per_class: int | None = Field(
         default=None, gt=0, description="a balanced part of it: at most so many images of a class; null: all"
     )
+    difficult: bool = Field(
+        default=True,
+        description="learn from classes, too, all of whose objects in an image are marked as difficult (PASCAL VOC)",
+    )
     score: str | None = Field(
         default="auto",
         description="the split with masks that activation maps and pseudo-masks are measured on; its weak labels are "
         "used. auto: the training split where it has masks; null: none",
+    )
+    long_side: Annotated[int, Field(gt=0)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="pixels: the longer side that larger photographs are scaled down to, in training and in all that "
+        "follows; masks have their full size again. auto: the largest of the localiser's training (resize_long); null: "
+        "none",
     )
     val: str | None = Field(
         default="auto", description="the split the segmenter is measured on; auto: val, if there is one; null: none"
@@ -63,7 +73,8 @@ class Rounds(Settings):
     stages: tuple[str, ...] = Field(min_length=1, description="the stages that are repeated")
     changes: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="name → settings that differ in the repeated stages, or a stage that only they have",
+        description="name → settings that differ in the repeated stages, or a stage that only they have; "
+        '"{round}" in a text is the number of the round',
     )
 
     @property
@@ -221,8 +232,17 @@ def _repeat(values: Values) -> None:
 def _repeated(rounds: Rounds, stages: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for number in range(1, rounds.count + 1):
         for name in rounds.members:
-            base, changes = copy.deepcopy(stages.get(name, {})), copy.deepcopy(rounds.changes.get(name, {}))
+            base, changes = copy.deepcopy(stages.get(name, {})), _numbered(rounds.changes.get(name, {}), number)
             yield rounds.name(number, name), _merged(base, changes) if isinstance(base, dict) else base
+
+
+def _numbered(values: Any, number: int) -> Any:
+    """A copy of the changes of a round, with its number in their texts, keys among them."""
+    if isinstance(values, dict):
+        return {_numbered(key, number): _numbered(value, number) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_numbered(value, number) for value in values]
+    return values.replace("{round}", str(number)) if isinstance(values, str) else values
 
 
 def _apply(values: Values, override: str) -> bool:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from weakseg.data.cooccurrence import images_with_both
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.loading import balanced_subset
 from weakseg.data.summary import describe
+from weakseg.data.working_size import at_working_size
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
@@ -77,10 +79,22 @@ def run(
     wanted = set(recipe.stages) if until is None else needed_for(recipe, until)
     fabric = start(recipe.runtime)
     with locked(root), parallel.leaving_at_exit():
-        context = Context(recipe.stages, dataset, recipe.seed, recipe.runtime, fabric, root, *parts(dataset, recipe))
-        require_labels(context.train, recipe.data.train)
-        require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
-        require_objects(context.train, recipe.data.train)
+        context = Context(
+            recipe.stages,
+            dataset,
+            recipe.seed,
+            recipe.runtime,
+            fabric,
+            root,
+            *parts(dataset, recipe),
+            working_size(recipe),
+        )
+        if not context.train:
+            raise WeaksegError(f'The split "{recipe.data.train}" has no images.')
+        if recipe.data.images_per_class is not None or any(s.reads_weak_labels() for s in recipe.stages.values()):
+            require_labels(context.train, recipe.data.train)
+            require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
+            require_objects(context.train, recipe.data.train)
         require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)
@@ -103,7 +117,7 @@ def run(
                 continue
             if name in done:
                 if parallel.rank() == 0:
-                    _describe_anew(name, stage, context.folder(name))
+                    _describe_anew(name, stage, context)
                     announce(f"{name}: finished before, skipped")
                     _tell_edits(name, context, announce)
             elif name in taken and _take_over(name, stage, keys[name], taken[name], context):
@@ -190,9 +204,10 @@ def _described(name: str, stage: Stage) -> dict[str, Any]:
     return {"stage": name, "settings": stage.model_dump(mode="json"), "inputs": stage.inputs_of()}
 
 
-def _describe_anew(name: str, stage: Stage, folder: Path) -> None:
+def _describe_anew(name: str, stage: Stage, context: Context) -> None:
     """Let a finished stage tell the settings of today, where they differ in what its artifact does not depend on."""
-    stage.describe(folder)
+    folder = context.folder(name)
+    stage.describe(context, folder)
     old = read_json(folder / MANIFEST_NAME)
     new = {**old, **_described(name, stage)}
     if new != old:
@@ -221,7 +236,7 @@ def _run_stage(
         ) from None
     parallel.barrier()
     if parallel.rank() == 0:
-        stage.describe(folder)
+        stage.describe(context, folder)
         write_json(
             folder / MANIFEST_NAME,
             {
@@ -266,7 +281,7 @@ def _take_over(name: str, stage: Stage, key: str, source: Path, context: Context
         manifest = finished(source)
         whole = _link_files(source, folder) and _is_done(source, key)
         if whole and manifest is not None:
-            stage.describe(folder)
+            stage.describe(context, folder)
             reused = {"reused_from": str(source.resolve())}
             write_json(folder / MANIFEST_NAME, {**manifest, **_described(name, stage), **reused})
             (folder / PENDING_NAME).unlink()
@@ -349,7 +364,7 @@ def _split_names(settings: DataSettings) -> dict[str, str | None]:
 
 
 def parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
-    """The samples of train, score and val."""
+    """The samples of train, score and val, at the working size."""
     settings = recipe.data
     train: Sequence[Sample] = dataset.split(settings.train)
     if settings.images_per_class is not None:
@@ -364,7 +379,24 @@ def parts(dataset: Dataset, recipe: Recipe) -> tuple[Sequence[Sample], Sequence[
         val = [sample for sample in dataset.splits.get("val", ()) if sample.mask is not None]
     elif settings.val is not None:
         val = _with_masks(dataset, settings.val)
+    if not settings.difficult:
+        train, score = ([_without_difficult(sample) for sample in samples] for samples in (train, score))
+    train, score, val = (at_working_size(samples, working_size(recipe)) for samples in (train, score, val))
     return train, score, val
+
+
+def working_size(recipe: Recipe) -> int | None:
+    """The longer side, in pixels, that larger photographs are worked on at; None: they stay as they are."""
+    if recipe.data.long_side != "auto":
+        return recipe.data.long_side
+    learning = [
+        stage for stage in recipe.stages.values() if isinstance(stage, Learning) and stage.leaves == "localiser"
+    ]
+    return max((stage.augment.resize_long[1] for stage in learning if stage.augment.resize_long), default=None)
+
+
+def _without_difficult(sample: Sample) -> Sample:
+    return replace(sample, labels=sample.labels.without_difficult())
 
 
 def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
@@ -380,7 +412,10 @@ def _with_masks(dataset: Dataset, split: str) -> Sequence[Sample]:
 def description(recipe: Recipe, dataset: Dataset) -> list[str]:
     """What the data hold for each part of a run, and what the recipe does with each kind of label, in a few lines."""
     samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
+    scaled = {sample.name for of_part in samples.values() for sample in of_part if sample.long_side}
     held = describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    if scaled:
+        held.append(f"photographs read at {working_size(recipe)} pixels, since they are larger: {len(scaled)}")
     return [*held, *(f"note: {note}" for note in dataset.notes)]
 
 
@@ -395,6 +430,7 @@ def uses_of_labels(recipe: Recipe) -> dict[str, str]:
                     stages.append(name)
     tags = f"{', '.join(read['tags'])}: learned from" if read["tags"] else "they say which classes are present"
     marks = f"{', '.join(read['marks'])}: learned from" if read["marks"] else "only their classes count, as tags do"
+    read["labels"] += [name for name, stage in recipe.stages.items() if _learns_from_masks(stage)]
     masks = (
         f"{', '.join(read['labels'])}: learned from; results are measured on them"
         if read["labels"]
@@ -414,6 +450,10 @@ def _learns_from_corrections(stage: Stage) -> bool:
     return isinstance(stage, Segment) and stage.learns_from_corrections()
 
 
+def _learns_from_masks(stage: Stage) -> bool:
+    return isinstance(stage, Segment) and stage.learns_from_masks()
+
+
 def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
     """What the report says of the data."""
     classes = context.dataset.classes
@@ -429,7 +469,9 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         },
         "images_with_both": images_with_both(context.train, len(classes)).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
+        "long_side": context.long_side,
         "corrected": [sample.name for sample in context.train if sample.corrected is not None],
+        "true_masks": [sample.name for sample in context.train if sample.mask is not None and sample.corrected is None],
     }
 
 

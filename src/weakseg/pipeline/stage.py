@@ -96,6 +96,10 @@ class Stage(Settings):
         """
         return []
 
+    def reads_weak_labels(self) -> bool:
+        """Whether tags, boxes, points or scribbles of the training images matter to this stage."""
+        return True
+
     def prepare(self, context: Context) -> None:
         """Find out before the first stage begins, not hours later, what would stop this one."""
 
@@ -107,7 +111,7 @@ class Stage(Settings):
         """
         raise NotImplementedError
 
-    def describe(self, folder: Path) -> None:
+    def describe(self, context: Context, folder: Path) -> None:
         """Write into the artifact what is not among the `settings_of_artifact`: how it is to be used, say.
 
         Called after `run`, and again whenever the finished stage is met.

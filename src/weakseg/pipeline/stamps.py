@@ -64,7 +64,8 @@ def weights(path: object) -> str:
 
 def _image_stamp(sample: Sample) -> str:
     try:
-        return file_stamp(sample.image)
+        scaled = f" at {sample.long_side}" if sample.long_side else ""
+        return file_stamp(sample.image) + scaled
     except WeaksegError as error:
         raise WeaksegError(f"{error} `weakseg data check` finds all such problems at once.") from None
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import reading
 from weakseg.data.images import find_files, read_label_map
@@ -95,10 +97,19 @@ def _image_table(image_iou: Mapping[str, float | None]) -> str:
 
 def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:
     """What a reader of the scores should know besides."""
-    remarks = []
+    remarks, matrix = [], np.array(values["matrix"])
     if unlabelled := values["pixels_predicted_as_no_class"]:
         share = percent(unlabelled / values["pixels"])
         remarks.append(f"{share} % of the pixels are void or of no known class in the masks; they count as wrong.")
+    if matrix[1:-1].any() and not matrix[:, 1:-1].any():
+        remarks.append(
+            "The masks show no class, only background or void (255). If 255 is the foreground, write it as 1."
+        )
+    if not matrix[1:].any():
+        remarks.append(
+            "The ground truth shows no class: all its pixels are background or void (255), so masks without any object "
+            "score best. If 255 is the foreground, write it as 1."
+        )
     if extra:
         remarks.append(f"{len(extra)} files belong to no image of the split and were left out, such as {extra[0]}.png.")
     return ["", *remarks] if remarks else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from weakseg.data.dataset import Sample
 from weakseg.labels import Classes
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.resize import resize_labels
 from weakseg.report import pictures
 from weakseg.report.markup import Markup, element
 from weakseg.report.pictures import Pixels
@@ -42,6 +44,11 @@ class Shown:
     image: Pixels
     classes: Classes
 
+    @cached_property
+    def small(self) -> Pixels:
+        """The image as large as it is shown, which the other pictures lie on."""
+        return pictures.photo(self.image)
+
     @property
     def weakly_labelled(self) -> bool:
         """Whether maps and pseudo-masks are made of it."""
@@ -51,13 +58,15 @@ class Shown:
         """The image itself with its tags."""
         tags = ", ".join(self.classes.name(label) for label in sorted(self.sample.labels.present()))
         caption = f"image, tagged {tags}" if tags else "image"
-        return figure(pictures.photo(self.image), caption, f"Image {self.sample.name}")
+        return figure(self.small, caption, f"Image {self.sample.name}")
 
     def label_map(self, labels: npt.NDArray[np.uint8], title: str, iou: float | None = None) -> Markup:
         """A label map (H, W), with its IoU where that is known."""
+        if self.sample.long_side:
+            labels = resize_labels(labels, self.sample.size())
         caption = title if iou is None else f"{title}: IoU {percent(iou)} %"
         description = f"{_begun(title)} of {self.sample.name}: {pictures.shares(labels, self.classes)}"
-        return figure(pictures.painted(self.image, labels), caption, description)
+        return figure(pictures.painted(self.small, labels), caption, description)
 
     def heat_maps(self, maps: ActivationMaps, title: str) -> Iterator[Markup]:
         """The activation maps of the first classes; it is said how many more there are."""
@@ -69,7 +78,7 @@ class Shown:
             if place == MAX_HEAT_MAPS and more > 0:
                 caption += f" (and {more} more)"
             description = f"{_begun(title)} of {name}, {self.sample.name}"
-            yield figure(pictures.heat_map(self.image, activation), caption, description)
+            yield figure(pictures.heat_map(self.small, activation), caption, description)
 
 
 def _begun(title: str) -> str:

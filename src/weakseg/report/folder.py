@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ import yaml
 
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
-from weakseg.files import read_json
+from weakseg.files import read_json, read_json_lines
 from weakseg.labels import Classes
 from weakseg.pipeline.recipe import stage_kinds
 from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, finished
@@ -42,7 +41,7 @@ class RunFolder:
     def read(cls, root: Path) -> RunFolder:
         """Raises `WeaksegError` for a folder that is no run."""
         recipe = _read_recipe(root / RECIPE_NAME)
-        log = read_lines(root / "log.jsonl")
+        log = read_json_lines(root / "log.jsonl")
         found = {name: manifest for name in recipe["stages"] if (manifest := finished(root / name)) is not None}
         # What the run wants; an interrupted one may not have come to all stages that a change of settings concerns.
         begun = [event for event in log if event["event"] == "run"]
@@ -92,17 +91,28 @@ class RunFolder:
         evaluations = [stage for stage in self.stages.values() if stage["kind"] == "evaluate"]
         return {source: title for stage in evaluations for title, source in stage[role].items()}
 
+    @property
+    def measured(self) -> bool:
+        """Whether weakly labelled images have ground truth to measure against."""
+        return bool(self.data["images"]["score"])
+
     def open_data(self) -> tuple[Classes, dict[str, dict[str, Sample]]]:
         """The classes, and the samples of every part of the run by name. Raises `WeaksegError` if the data are not what
         they were."""
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> tuple[Classes, dict[str, dict[str, Sample]]]:
         from weakseg.data.opening import open_dataset
+        from weakseg.data.working_size import at_working_size
 
         dataset = open_dataset(Path(self.data["root"]), self.data["format"])
         if list(dataset.classes.names) != self.data["classes"]:
             raise WeaksegError(f"{dataset.root} has other classes than when the run was made.")
         parts = {}
         for part, names in self.data["names"].items():
-            known = {sample.name: sample for sample in dataset.split(self.data["splits"][part])} if names else {}
+            samples = dataset.split(self.data["splits"][part]) if names else ()
+            known = {sample.name: sample for sample in at_working_size(samples, self.data.get("long_side"))}
             parts[part] = {name: known[name] for name in names if name in known}
             if len(parts[part]) < len(names):
                 raise WeaksegError(f"{dataset.root} lacks {len(names) - len(parts[part])} images of the run.")
@@ -126,14 +136,3 @@ def _read_recipe(path: Path) -> Mapping[str, Any]:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), dict):
         raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
     return recipe
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log with one JSON object per line; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise WeaksegError(f"{path} is damaged: {error.msg} in {error.doc[:60]!r}. Delete it to go without.") from None

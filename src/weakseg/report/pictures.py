@@ -47,6 +47,17 @@ def heat_map(image: Pixels, activation: npt.NDArray[np.float32]) -> Pixels:
     return np.round(0.35 * _grey(photo(image)) + 0.65 * heat).astype(np.uint8)
 
 
+def heat(values: npt.NDArray[np.float32]) -> Pixels:
+    """A map (h, w) in 0 … 1 of no image, its cells as large as the report shows pictures: black-violet is 0, yellow
+    is 1."""
+    import matplotlib
+
+    height, width = values.shape
+    factor = max(1, MAX_SIDE // max(height, width))
+    colours = np.round(matplotlib.colormaps["inferno"](values)[..., :3] * 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(colours).resize((width * factor, height * factor), Image.Resampling.NEAREST))
+
+
 def in_mean_colours(image: Pixels, superpixels: npt.NDArray[np.int32]) -> Pixels:
     """An image (H, W, 3) whose superpixels (H, W) have their mean colours and white outlines."""
     _, ids, sizes = np.unique(superpixels, return_inverse=True, return_counts=True)

@@ -192,6 +192,22 @@ def threshold_curve(curves: Mapping[str, Mapping[str, Any]]) -> Plot:
 
 
 @_style()
+def scores_over_rounds(series: Mapping[str, Mapping[int, float]]) -> Plot:
+    """Mean IoU over rounds: `series` maps what was measured to round → mean IoU, as a fraction."""
+    if not series:
+        raise WeaksegError("There is no score of any round to draw.")
+    figure, axes = _figure(WIDTH, 3.4 + 0.25 * len(series))
+    for (title, scores), look in zip(series.items(), _looks(), strict=False):
+        axes.plot(list(scores), [100 * score for score in scores.values()], label=title, markersize=6, **look)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("round")
+    axes.set_ylabel("mean IoU (%)")
+    axes.grid(color=GRID)
+    figure.legend(loc="outside upper left", ncols=2)
+    return _finished(figure, f"Mean IoU over rounds: {', '.join(series)}.")
+
+
+@_style()
 def loss_curves(records: Sequence[Mapping[str, Any]]) -> Plot:
     """The loss and its terms over the updates of the weights.
 

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.data.cooccurrence import share_with_other
-from weakseg.files import read_json, write_text
+from weakseg.files import read_json, read_json_lines, write_text
 from weakseg.pipeline.run import RECIPE_NAME
-from weakseg.report.folder import PART_TITLES, RunFolder, read_lines
+from weakseg.report.folder import PART_TITLES, RunFolder
+from weakseg.report.gallery import links_to, write_gallery
 from weakseg.report.markup import Heat, Markup, Share, duration, element, fact, note, page, plot, table
 from weakseg.report.plots import confusion_matrix, loss_curves, threshold_curve
+from weakseg.report.rounds import last_round, rounds
 from weakseg.report.scores import score_cells
 from weakseg.report.strips import strips
 from weakseg.report.tables import ABSENT, companion_cells, percent
@@ -28,28 +30,36 @@ MAX_MATRIX_CLASSES = 30
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into the folder of a run, finished or not, and return its path.
+    """Write `report.html` into the folder of a run, finished or not, and return its path. Pages of all training images
+    lie beside it where there is no ground truth.
 
     Raises `WeaksegError` for a folder that is no run or whose files are damaged. Data that have moved cost the pictures
     only.
     """
-    path = run / REPORT_NAME
-    write_text(path, _page(RunFolder.read(run)))
+    path, folder = run / REPORT_NAME, RunFolder.read(run)
+    write_text(path, _page(folder, write_gallery(folder)))
     return path
 
 
-def _page(run: RunFolder) -> Markup:
-    sections: dict[str, Iterator[Markup]] = {
-        "Scores": _scores(run),
-        "Pictures": strips(run),
+def _page(run: RunFolder, gallery: Sequence[Path]) -> Markup:
+    of_stages: dict[str, Iterator[Markup]] = {}
+    for name, kind in run.kinds.items():
+        for title, content in kind.report_parts(run, name).items():
+            of_stages[title] = chain(of_stages.get(title, ()), content)
+    sections = {"Scores": _scores(run)}
+    if "Trust" in of_stages:  # before the pictures, since it says which to look at
+        sections["Trust"] = of_stages.pop("Trust")
+    sections |= {
+        "Pictures": chain(links_to(gallery), strips(run)),
         "Classes": _per_class(run),
         "Training": _training(run),
         "Data": _data(run),
         "Run": _run(run),
     }
-    for name, kind in run.kinds.items():
-        for title, content in kind.report_parts(run, name).items():
-            sections[title] = chain(sections.get(title, ()), content)
+    if last_round(run):
+        sections["Rounds"] = rounds(run)
+    for title, content in of_stages.items():
+        sections[title] = chain(sections.get(title, ()), content)
     return page(f"{run.recipe['name']}: report", _introduction(run), sections)
 
 
@@ -156,7 +166,7 @@ def _training(run: RunFolder) -> Iterator[Markup]:
 
 def _loss_plots(run: RunFolder) -> Iterator[Markup]:
     for name, stage in run.stages.items():
-        records = read_lines(run.root / name / LOG_NAME)
+        records = read_json_lines(run.root / name / LOG_NAME)
         if records:
             so_far = "" if name in run.manifests else " so far"
             yield plot(loss_curves(records), f"{name} ({stage['method']}): {records[-1]['step']} updates{so_far}")

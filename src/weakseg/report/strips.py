@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.labels import VOID, Classes
 from weakseg.report import pictures
@@ -31,16 +30,17 @@ def strips(run: RunFolder) -> Iterator[Markup]:
     except WeaksegError as error:
         yield note(f"The pictures are left out, since the data cannot be read any more: {error}")
         return
-    yield _legend(classes)
+    yield legend(classes)
     yield element("p", "Activation maps reach from 0 (black) to 1 (light yellow).", class_="explanation")
-    weak = "score" if run.data["images"]["score"] else "train"
+    weak = "score" if run.measured else "train"
     for part in (weak, "val"):
         if samples[part] and (part == weak or any(row["split"] == part for row in run.scores)):
             yield element("h3", f"{PART_TITLES[part]} ({part})")
             yield from _groups(run, part, samples[part], classes)
 
 
-def _legend(classes: Classes) -> Markup:
+def legend(classes: Classes) -> Markup:
+    """The colours of the classes."""
     labels = [*range(1, len(classes) + 1), VOID]
     entries = (
         element("li", element("span", class_="swatch", style=f"background:{colour}"), classes.name(label))
@@ -58,20 +58,20 @@ def _groups(run: RunFolder, part: str, samples: Mapping[str, Sample], classes: C
     else:
         groups = {"Some images": pictures.spread(list(samples), UNRANKED_IMAGES)}
     for title, names in groups.items():
-        figures = {name: _figures(run, part, samples[name], classes) for name in names}
+        figures = {name: figures_of(run, list(run.kinds), part, samples[name], classes) for name in names}
         widest = max(map(len, figures.values()), default=1)
         lines = math.ceil(widest / MAX_FIGURES_PER_ROW)
         articles = (element("article", element("h5", name), strip(of_image)) for name, of_image in figures.items())
         yield element("div", element("h4", title), *articles, style=f"--columns:{math.ceil(widest / lines)}")
 
 
-def _figures(run: RunFolder, part: str, sample: Sample, classes: Classes) -> list[Markup]:
-    """The image, then what the stages made of it, then the ground truth; a note instead if one cannot be read."""
+def figures_of(run: RunFolder, stages: Sequence[str], part: str, sample: Sample, classes: Classes) -> list[Markup]:
+    """The image, then what some stages made of it, then the ground truth; a note instead if one cannot be read."""
     try:
-        shown = Shown(part, sample, read_image(sample.image), classes)
+        shown = Shown(part, sample, sample.read_image(), classes)
         figures = [shown.photo()]
-        for name, kind in run.kinds.items():
-            figures += kind.report_figures(run, name, shown)
+        for name in stages:
+            figures += run.kinds[name].report_figures(run, name, shown)
         if sample.mask is not None:
             figures.append(shown.label_map(sample.mask.read(), "ground truth"))
     except WeaksegError as error:

@@ -48,7 +48,7 @@ from weakseg.methods.crossentropy import cross_entropy
 from weakseg.methods.spml.clustering import Segments, local_features, resize_by_corner, segments
 from weakseg.methods.spml.losses import contrastive_loss, propagated_labels, shared
 from weakseg.methods.spml.memory import Memory, Prototypes, joined
-from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingSegmenter, EmbeddingSettings, labelled
+from weakseg.methods.spml.network import BIAS_FACTOR, EmbeddingSegmenter, EmbeddingSettings
 from weakseg.models.rates import four_groups
 from weakseg.models.registry import BackboneSettings
 from weakseg.ops.fields import PARTIAL_LABELS, TAGS, ImageField
@@ -130,7 +130,8 @@ class SPML(EmbeddingSegmenter):
         images, labels, tags = batch["image"], batch["labels"], batch["tags"] > 0
         embeddings = self.embeddings(batch)
         scores = self.classified(embeddings.detach())
-        found = {"cross_entropy": self.settings.annotation.weight * cross_entropy(scores, labelled(labels), "image")}
+        known = labels.masked_fill(labels == UNLABELLED, VOID)
+        found = {"cross_entropy": self.settings.annotation.weight * cross_entropy(scores, known, "image")}
         with torch.autocast(images.device.type, enabled=False):
             size = (int(embeddings.shape[-2]), int(embeddings.shape[-1]))
             local = local_features(images.float(), size, with_colours=self.settings.colours)
@@ -315,4 +316,4 @@ def _is_published(names: Any) -> bool:
 SEGMENTER = SPML
 CHECKPOINTS = [base.Checkpoint("spml", "SPML with ResNet-101 (model-29999.pth)", _is_published, read_published)]
 
-__all__ = ["SPML", "UNLABELLED", "LossSettings", "original_name", "read_published"]
+__all__ = ["SPML", "LossSettings", "original_name", "read_published"]

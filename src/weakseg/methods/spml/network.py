@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from weakseg import parallel
 from weakseg.data.opencv import scale_nearest
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID
@@ -120,8 +121,17 @@ class EmbeddingSegmenter(base.Segmenter):
     def embeddings(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to the embeddings of pixels (N, D, h, w), of any length, at twice the
         resolution of the last features: h = 2 ceil(H / 8) at stride 8."""
+        if self.training and self.settings.norm == "batch":
+            self._require_statistics(batch["image"])
         output = self.head(self.backbone(batch["image"])[-1])
         return F.interpolate(output, scale_factor=2, mode="bilinear", align_corners=False)
+
+    def _require_statistics(self, images: Tensor) -> None:
+        if len(images) * parallel.world_size() == 1 and self.backbone.output_size(images.shape[-2:]) == (1, 1):
+            raise WeaksegError(
+                "One image of one cell has no statistics to normalise with. Give a micro-batch more images "
+                "(train.batch_size) or larger crops (augment.crop), or set model.norm to fixed."
+            )
 
     def embedding_size(self, size: tuple[int, ...]) -> tuple[int, int]:
         """The size (h, w) of the embeddings of images of a size (H, W)."""
@@ -250,11 +260,6 @@ class EmbeddingSegmenter(base.Segmenter):
         return self.embeddings({"image": images})
 
 
-def labelled(labels: Tensor) -> Tensor:
-    """A partial label map with unlabelled pixels as void, for a loss that leaves both out."""
-    return labels.masked_fill(labels == UNLABELLED, VOID)
-
-
 # Heads ----------------------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +298,7 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.training and len(features) == 1:
+        if self.training and len(features) * parallel.world_size() == 1:
             raise WeaksegError(
                 "The head pspnet normalises a mean over the whole image, of which one image has no statistics. Give a "
                 "micro-batch more images (train.batch_size) or set model.head to deeplab."

@@ -36,7 +36,8 @@ class Evaluate(Stage):
     `curves` are stages of pseudo-masks, whose threshold curve over the activation maps is reported, and how much of
     these maps falls on the contexts of their classes, where the data have context masks; `masks` the same stages'
     pseudo-masks; both are measured on the score split. `segmenters` are measured on the val split, and on
-    the score split as well. A title over null is no row; a recipe says so of rows that it does not want to inherit.
+    the score split as well; without one, they predict the training images, to be looked at. A title over null is no
+    row; a recipe says so of rows that it does not want to inherit.
     """
 
     kind: Literal["evaluate"] = "evaluate"
@@ -53,11 +54,19 @@ class Evaluate(Stage):
     def _without_null(cls, rows: Any) -> Any:
         return {title: stage for title, stage in rows.items() if stage is not None} if isinstance(rows, dict) else rows
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         parts = (context.score, context.val)
         data = [*map(stamps.images, parts), *map(stamps.ground_truth, parts)]
         data += filter(None, [stamps.contexts(context.score)])
-        return [*data, *(f"{name} {self._inference(context, name)}" for name in self.segmenters.values())]
+        return [*data, *(self._application(context, name) for name in self.segmenters.values())]
+
+    def _application(self, context: Context, segmenter: str) -> str:
+        inference = self._inference(context, segmenter)
+        windows = "" if inference.window == "auto" else f" window={inference.window}"
+        return f"{segmenter} {inference}{windows}"
 
     def _inference(self, context: Context, segmenter: str) -> Inference:
         stage = context.stages[segmenter]
@@ -90,12 +99,15 @@ class Evaluate(Stage):
                 source = context.folder(stage)
                 rows.append(_measure(context, title, "score", context.score, lambda s, f=source: mask_path(f, s)))
         for title, stage in self.segmenters.items():
-            for split, samples in (("score", context.score), ("val", context.val)):
+            looked_at = [] if context.score else context.train
+            for split, samples in (("score", context.score), ("train", looked_at), ("val", context.val)):
+                if not samples:
+                    continue
                 predictions = folder / "predictions" / stage
                 predict_samples(
                     context, stage, self._inference(context, stage), samples, partial(prediction_path, predictions)
                 )
-                if samples:
+                if split != "train":
                     rows.append(
                         _measure(context, title, split, samples, lambda s, f=predictions: prediction_path(f, s))
                     )
@@ -107,9 +119,10 @@ class Evaluate(Stage):
 
     @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
-        if shown.part != "train":  # which nothing is predicted for, unless it is measured on, as "score"
-            for title, segmenter in run.stages[name]["segmenters"].items():
-                path = prediction_path(run.root / name / "predictions" / segmenter, shown.sample)
+        for title, segmenter in run.stages[name]["segmenters"].items():
+            path = prediction_path(run.root / name / "predictions" / segmenter, shown.sample)
+            # Training images are predicted only where nothing can be measured on them.
+            if shown.part != "train" or path.is_file():
                 iou = run.image_iou(title, shown.part).get(shown.sample.name)
                 yield shown.label_map(read_label_map(path), title, iou)
 

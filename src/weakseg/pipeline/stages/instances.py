@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -15,6 +16,7 @@ from weakseg.files import read_json, write_json
 from weakseg.methods.base import Refiner, Settings, find_method
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
+from weakseg.ops.resize import resize_labels
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stages.walk import ByRefiner
@@ -98,7 +100,10 @@ def measure(context: Context, folder: Path) -> AveragePrecision:
     for sample in parallel.share([sample for sample in context.score if sample.objects is not None]):
         truth = sample.instances()
         if truth is not None:
-            scores.update(truth, Instances.load(instances_path(folder, sample)), sample.name)
+            found = Instances.load(instances_path(folder, sample))
+            if sample.long_side:
+                found = replace(found, masks=resize_labels(found.masks, truth.masks.shape[1:]))
+            scores.update(truth, found, sample.name)
     return reduce(AveragePrecision.__add__, parallel.gather(scores))
 
 

@@ -1,13 +1,14 @@
 """Pseudo-masks from activation maps: a background threshold, then dense CRF, or a method's own rule. Artifact: one
-palette PNG per image, `curve.json` (the threshold curve, where there are masks to measure against) and
-`threshold.json`. Refined maps that have a background of their own need no threshold and have no curve."""
+palette PNG per image, `curve.json` (the threshold curve, where there are masks to measure against),
+`threshold.json` and, but for a method's own rule, `trust.json` (see `ops.trust`). Refined maps that have a background
+of their own need no threshold and have no curve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,29 +16,35 @@ from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_jpeg, write_label_map
 from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_or_none
+from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
+from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
+from weakseg.pipeline.choosing import choose
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
     LabelArray,
+    Prediction,
     Threshold,
     adaptive_threshold,
     against_background,
     decide,
     own_threshold,
 )
-from weakseg.pipeline.learning import stage_readers
+from weakseg.pipeline.learning import check_inputs, stage_readers
 from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
+from weakseg.pipeline.trust import TRUST_NAME, write_trust
+from weakseg.progress import Progress
 from weakseg.settings import changed, validate
+from weakseg.threads import threaded
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -48,8 +55,19 @@ TRIED, HALVINGS = 48, 4
 """So many images tell how far a CRF may reach, and it is halved so often at most."""
 RULES = ("auto", "threshold", "own background")
 
-T = TypeVar("T")
+TRIED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+TRIED_CRFS = ("affinitynet", "irnet")
+USUAL_CRF = "deeplab"
+"""What is chosen from on masks, besides no CRF; without masks it is the usual CRF."""
+
 Decide = Callable[[Sample], LabelArray]
+Background = Callable[[ActivationMaps], float | None]
+"""The background's score for the maps of an image; None: the maps have their own."""
+
+
+def known_or_auto(name: str | None) -> str | None:
+    """Check the name of a set of CRF parameters, None for no CRF, or "auto"."""
+    return name if name in (None, "auto") else known_parameters(name, "auto", "null")
 
 
 class Masks(Stage):
@@ -69,8 +87,10 @@ class Masks(Stage):
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
         "auto: the best one on the score split, or adaptive where there are no masks",
     )
-    crf: Annotated[str | None, AfterValidator(known_or_none)] = Field(
-        default="affinitynet", description="the name of a set of CRF parameters; null: no CRF"
+    crf: Annotated[str | None, AfterValidator(known_or_auto)] = Field(
+        default="affinitynet",
+        description="the name of a set of CRF parameters; null: no CRF; auto: whether and which, together with the "
+        "threshold, is best on some masks of the score split; deeplab where there are no masks",
     )
     crf_keeps: float | None = Field(
         default=None,
@@ -90,11 +110,7 @@ class Masks(Stage):
                 raise WeaksegError(f'{where}: the rule "{self.rule}" has neither options nor inputs; leave them out.')
             return self
         rule = find_method(MaskRule, self.rule)
-        for name, field in rule.fields.items():
-            if name not in self.inputs and field.folder is None:
-                raise WeaksegError(
-                    f'{where}.inputs: the rule {self.rule} reads "{name}"; name the stage that makes it.'
-                )
+        check_inputs(self.rule, rule.fields, self.inputs, where)
         options = validate(rule.Settings, self.options, f"{where}.options")
         return self.model_copy(update={"rule": absolute(self.rule), "options": options.model_dump(mode="json")})
 
@@ -115,43 +131,84 @@ class Masks(Stage):
         return [stamps.images(samples), stamps.ground_truth(context.score), *folders]
 
     def run(self, context: Context, folder: Path) -> None:
-        decide_mask = self._by_scores(context, folder) if self.rule in RULES else self._by_method(context, folder)
+        if self.rule in RULES:
+            background, decide_mask = self._by_scores(context, folder)
+        else:
+            background, decide_mask = None, self._by_method(context, folder)
 
         def write(sample: Sample) -> None:
             write_label_map(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
+        write_overlays(context, folder)
+        if background is not None:
+
+            def before(maps: ActivationMaps) -> LabelArray:
+                scores, labels = _scores(maps, maps.maps.astype(np.float32), background(maps))
+                return labels[scores.argmax(0)]
+
+            maps_of = partial(read_maps, context.folder(self.maps))
+            write_trust(context, folder, maps_of, before, partial(self.array_of, folder))
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:
         return read_label_map(mask_path(folder, sample))
 
-    def _by_scores(self, context: Context, folder: Path) -> Decide:
-        """The class with the largest score, against a threshold or a background's score, refined by the CRF."""
+    def _by_scores(self, context: Context, folder: Path) -> tuple[Background, Decide]:
+        """Where the background of each image begins; and the class with the largest score against it, refined by the
+        CRF."""
         source, device = context.folder(self.maps), context.fabric.device
-        threshold = self._threshold(context, source, folder)
-        usual = _usual_threshold(context, source) if threshold == "adaptive" else None
+        threshold, origin = self._threshold(context, source, folder)
+        choosing = self.crf == "auto" and bool(context.score)
+        thresholds = [threshold]
+        if choosing and threshold is not None and self.threshold == "auto":
+            thresholds = ["adaptive", threshold, *TRIED_THRESHOLDS]
+        usual = _usual_threshold(context, source) if "adaptive" in thresholds else None
 
-        def decide_with(crf: CRFParameters | None, sample: Sample) -> LabelArray:
-            scores, labels = _scores(read_maps(source, sample), threshold, usual)
-            return decide(read_image(sample.image), scores, labels, crf, device).labels
+        def background(threshold: float | str | None, maps: ActivationMaps) -> float | None:
+            return adaptive_threshold(maps, usual) if isinstance(threshold, str) else threshold
 
-        crf = None if self.crf is None else self._sparing(context, PARAMETERS[self.crf], decide_with)
-        return partial(decide_with, crf)
+        def decide_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> Prediction:
+            maps = read_maps(source, sample)
+            scores, labels = _scores(maps, maps.upsampled(), background(threshold, maps))
+            return decide(sample.read_image(), scores, labels, crf, device)
+
+        def mask_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
+            decided = decide_with(threshold, crf, sample)
+            if sample.long_side:
+                decided = decided.enlarged(sample.read_image(), read_image(sample.image))
+            return decided.labels
+
+        name = USUAL_CRF if self.crf == "auto" else self.crf
+        crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))
+        threshold = thresholds[0]
+        if choosing:
+            crfs: dict[str | None, CRFParameters | None] = {USUAL_CRF: crf, None: None}
+            crfs |= {other: PARAMETERS[other] for other in TRIED_CRFS}
+            choice = choose(
+                context.score,
+                len(context.dataset.classes) + 1,
+                [(threshold, crf) for threshold in thresholds for crf in crfs],
+                lambda candidate, sample: mask_with(candidate[0], crfs[candidate[1]], sample),
+            )
+            threshold, name = choice.candidate
+            crf, origin = crfs[name], f"with {f'the CRF {name}' if name else 'no CRF'} {choice}"
+        self._decided(context, folder, threshold, origin)
+        return partial(background, threshold), partial(mask_with, threshold, crf)
 
     def _sparing(
-        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], LabelArray]
+        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], Prediction]
     ) -> CRFParameters:
         """The CRF, reaching no farther than the size of the objects allows; no mask is needed to tell."""
         if self.crf_keeps is None:
             return crf
         step = -(-len(context.train) // TRIED)
         tried = parallel.share(context.train[::step])
-        before = [int(np.count_nonzero(decide_with(None, sample))) for sample in tried]
+        before = [int(np.count_nonzero(decide_with(None, sample).labels)) for sample in tried]
         farthest = float(np.max(crf.bilateral_sxy))
         for halvings in range(HALVINGS + 1):
             found = crf.within(farthest / 2**halvings)
-            after = [int(np.count_nonzero(decide_with(found, sample))) for sample in tried]
+            after = [int(np.count_nonzero(decide_with(found, sample).labels)) for sample in tried]
             kept = [a / b for part in parallel.gather(list(zip(after, before, strict=True))) for a, b in part if b]
             if not kept or float(np.median(kept)) >= self.crf_keeps:
                 break
@@ -167,15 +224,17 @@ class Masks(Stage):
 
         def decide_mask(sample: Sample) -> LabelArray:
             item = read_fields(sample, readers, method.fields)
-            return rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            mask = rule.mask(item, read_maps(source, sample), sample.labels.present(), count)
+            return enlarge_label_map(mask, item["image"], read_image(sample.image)) if sample.long_side else mask
 
         return decide_mask
 
     def _folders(self, context: Context) -> list[ReadFolder]:
         return folder_readers(find_method(MaskRule, self.rule).fields, context.dataset.folder, self.inputs)
 
-    def _threshold(self, context: Context, source: Path, folder: Path) -> float | Literal["adaptive"] | None:
-        """The threshold to use, None for maps with a background; the curve is measured where there are masks."""
+    def _threshold(self, context: Context, source: Path, folder: Path) -> tuple[float | str | None, str]:
+        """The threshold to use, None for maps with a background, and where it comes from; the curve is measured where
+        there are masks."""
         first = read_maps(source, context.train[0])
         if first.signed:
             raise WeaksegError(
@@ -185,15 +244,15 @@ class Masks(Stage):
         if self.rule == "own background" and not first.has_background:
             raise WeaksegError(f'The maps of "{self.maps}" have no background of their own; set rule to threshold.')
         if first.has_background and self.rule != "threshold":
-            return self._decided(context, folder, None, "the maps have a background of their own")
+            return None, "the maps have a background of their own"
         self._write_curve(context, source, folder)
         if not isinstance(self.threshold, str):
-            return self._decided(context, folder, self.threshold, "given")
+            return self.threshold, "given"
         if self.threshold == "auto" and (folder / "curve.json").exists():
             best = read_json(folder / "curve.json")["best_threshold"]
-            return self._decided(context, folder, best, "best on the score split")
+            return best, "best on the score split"
         origin = "given" if self.threshold == "adaptive" else "no masks are there to choose one"
-        return self._decided(context, folder, "adaptive", origin)
+        return "adaptive", origin
 
     def _write_curve(self, context: Context, source: Path, folder: Path) -> None:
         """The threshold curve of maps without a background of their own, where there are masks."""
@@ -205,11 +264,22 @@ class Masks(Stage):
             write_json(folder / "curve.json", curve.to_dict())
         parallel.barrier()
 
-    def _decided(self, context: Context, folder: Path, threshold: T, origin: str) -> T:
+    def _decided(self, context: Context, folder: Path, threshold: float | str | None, origin: str) -> None:
         context.log("threshold", threshold=threshold, origin=origin)
         if parallel.rank() == 0:
             write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
-        return threshold
+
+    @classmethod
+    def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
+        from weakseg.report.thresholds import thresholds_part
+        from weakseg.report.trust import trust_part
+
+        parts = {}
+        if (run.root / name / TRUST_NAME).is_file():
+            parts["Trust"] = trust_part(run, name)
+        if not run.measured and run.stages[name]["rule"] in RULES:
+            parts["Pictures"] = thresholds_part(run, name)
+        return parts
 
     @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
@@ -224,22 +294,38 @@ def mask_path(folder: Path, sample: Sample) -> Path:
     return folder / MASKS_FOLDER / f"{sample.name}.png"
 
 
+def write_overlays(context: Context, folder: Path) -> None:
+    """Write a small picture of each image with its label map over it, to look through them in any viewer."""
+    from weakseg.report.pictures import painted
+
+    def path(sample: Sample) -> Path:
+        return folder / "overlays" / f"{sample.name}.jpg"
+
+    def write(sample: Sample) -> None:
+        write_jpeg(path(sample), painted(read_image(sample.image), read_label_map(mask_path(folder, sample))))
+
+    complete("overlays", context.weakly_labelled(), path, write)
+
+
 def _usual_threshold(context: Context, source: Path) -> float | None:
     """The mean of the training images' own thresholds: what they fall back on where they say little."""
-    found = [own_threshold(read_maps(source, sample)) for sample in parallel.share(context.train)]
+    mine, found = parallel.share(context.train), []
+    with Progress("thresholds of the images", len(mine)) as progress:
+        for own in threaded(lambda sample: own_threshold(read_maps(source, sample)), mine):
+            found.append(own)
+            progress.advance()
     known = sorted(own for part in parallel.gather(found) for own in part if own is not None)
     return float(np.mean(known)) if known else None
 
 
 def _scores(
-    maps: ActivationMaps, threshold: float | str | None, usual: float | None
+    maps: ActivationMaps, scores: npt.NDArray[np.float32], background: float | None
 ) -> tuple[npt.NDArray[np.float32], LabelArray]:
-    """Scores (R, H, W) of a background and the classes of maps, and their labels (R,). Without a threshold, the
-    background is that of the maps."""
-    scores, labels = maps.upsampled(), maps.labels.astype(np.uint8)
-    if threshold is None:
+    """Scores (R, h, w) of a background and the classes of maps, and their labels (R,), from scores (K, h, w) of the
+    maps at some size. Without a score of the background, it is that of the maps."""
+    labels = maps.labels.astype(np.uint8)
+    if background is None:
         return scores, labels
-    background = float(threshold) if threshold != "adaptive" else adaptive_threshold(maps, usual)
     scores, labels = scores[maps.has_background :], labels[maps.has_background :]
     return against_background(scores, background), np.array([0, *labels], np.uint8)
 

@@ -4,6 +4,7 @@ and 255 void (see `ops.partial`)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -28,6 +29,7 @@ from weakseg.ops.partial import (
     smallest_box,
     tag_labels,
 )
+from weakseg.ops.resize import resize_bilinear
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.inference import Threshold
@@ -100,8 +102,11 @@ class Partial(Stage):
         source = None if self.maps is None else context.folder(self.maps)
 
         def write(sample: Sample) -> None:
-            maps = None if source is None else read_maps(source, sample)
-            write_label_map(partial_path(folder, sample), self.label_map(sample.labels, image_size(sample.image), maps))
+            maps, size = None if source is None else read_maps(source, sample), image_size(sample.image)
+            if maps is not None and sample.long_side:
+                # Boxes, points and scribbles are drawn at the size of the image's file.
+                maps = replace(maps, maps=resize_bilinear(maps.upsampled(), size), size=size, stride=1)
+            write_label_map(partial_path(folder, sample), self.label_map(sample.labels, size, maps))
 
         complete("partial label maps", context.weakly_labelled(), partial(partial_path, folder), write)
 

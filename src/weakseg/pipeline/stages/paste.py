@@ -32,6 +32,7 @@ class Paste(Learning):
     leaves: ClassVar[str] = "localiser"
     kind: Literal["paste"] = "paste"
     method_kind: ClassVar[type[Method]] = Localiser
+    images_per_draw: ClassVar[int] = cda.PastedPairs.images_per_draw
     pool: Annotated[str, Reads("pool")] = Field(description="the stage that cut out the objects")
     paste: cda.Settings = Field(default=cda.Settings(), description="how objects are pasted")
 
@@ -41,7 +42,7 @@ class Paste(Learning):
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
-        return {"Pool": _part(run, name)}
+        return {**super().report_parts(run, name), "Pool": _part(run, name)}
 
 
 def _part(run: RunFolder, name: str) -> Iterator[Markup]:

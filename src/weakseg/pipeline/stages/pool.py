@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map
+from weakseg.data.images import read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.methods import cda
+from weakseg.ops.resize import resize_labels
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.stage import Reads, Stage
@@ -75,7 +76,9 @@ class Pool(Stage):
         mask = read_label_map(mask_path(source, sample))
         label = cda.simple_label(mask, self.smallest, self.largest)
         if label is not None and not cda.Pool.path(folder, label, sample.name).exists():
-            image = read_image(sample.image)
+            image = sample.read_image()
+            if sample.long_side:
+                mask = resize_labels(mask, sample.size())
             if image.shape[:2] != mask.shape:
                 raise WeaksegError(
                     f"The mask of {sample.image} has {mask.shape[1]}×{mask.shape[0]} pixels, "

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_label_map
 from weakseg.data.loading import read_fields
 from weakseg.methods.base import Item
 from weakseg.methods.store import load_model, make_ready
@@ -34,6 +34,9 @@ class Predict(Stage):
     kind: Literal["predict"] = "predict"
     segmenter: Annotated[str, Reads("segmenter")] = Field(description="the stage that trained the segmenter")
     inference: Inference = Field(default=Inference(), description="how the segmenter is applied")
+
+    def reads_weak_labels(self) -> bool:
+        return False
 
     def dependencies(self, context: Context) -> list[str]:
         files = trained(context, self.segmenter).stamps_at_inference(context)
@@ -61,6 +64,8 @@ def predict_samples(
         return read_fields(sample, readers, fields)
 
     def write(sample: Sample, item: Item, prediction: Prediction) -> None:
+        if sample.long_side:
+            prediction = prediction.enlarged(item["image"], read_image(sample.image))
         write_label_map(path(sample), prediction.labels)
 
     def through(batches: list[Batch]) -> Iterator[None]:

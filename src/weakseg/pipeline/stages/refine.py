@@ -12,7 +12,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.data.loading import Reader
 from weakseg.files import read_npz, write_npz
 from weakseg.methods.base import Method, Refiner, find_method
@@ -53,7 +52,7 @@ class Refine(Learning):
 
         def write(sample: Sample) -> None:
             maps = read_maps(source, sample)
-            write_npz(evidence_path(folder, sample), method.evidence(settings, read_image(sample.image), maps))
+            write_npz(evidence_path(folder, sample), method.evidence(settings, sample.read_image(), maps))
 
         complete("evidence", self.samples(context), partial(evidence_path, folder), write)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from weakseg.data.check import require_masks
 from weakseg.data.corrections import require_corrections
 from weakseg.data.dataset import Sample
 from weakseg.data.loading import Reader
@@ -44,6 +46,11 @@ class Segment(Learning):
         description="a stage of pseudo-masks or partial label maps, or null for the ground truth of the training split "
         "(full supervision)",
     )
+    true_masks: bool = Field(
+        default=False,
+        description="whether an image that has ground truth is learned with it in place of its pseudo-mask; for a few "
+        "images with masks among many with weak labels",
+    )
     inference: Inference = Field(
         default=Inference(),
         description="how the trained segmenter is evaluated and, unless told otherwise, used to predict",
@@ -65,7 +72,7 @@ class Segment(Learning):
         if self.masks is None:
             return [ReadTruth()]
         partial = self.method_class().fields["labels"].partial
-        return [ReadLabels(type(context.stages[self.masks]), context.folder(self.masks), partial)]
+        return [ReadLabels(type(context.stages[self.masks]), context.folder(self.masks), partial, self.true_masks)]
 
     def settings_of_artifact(self) -> dict[str, Any]:
         settings = super().settings_of_artifact()
@@ -75,19 +82,27 @@ class Segment(Learning):
     def dependencies(self, context: Context) -> list[str]:
         found, samples = super().dependencies(context), self.samples(context)
         if self.given():
-            found += (
-                [stamps.ground_truth(samples)] if self.masks is None else filter(None, [stamps.corrections(samples)])
-            )
+            learned = self.masks is None or self.true_masks
+            found += [stamps.ground_truth(samples)] if learned else []
+            found += filter(None, [stamps.corrections(samples)]) if self.masks is not None else []
         return found
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         if self.learns_from_corrections():
             require_corrections(self.samples(context))
+        elif self.given():
+            require_ground_truth(self.samples(context))
+        if self.learns_from_masks():
+            require_masks(self.samples(context))
 
     def learns_from_corrections(self) -> bool:
         """Whether corrected masks take the place of pseudo-masks."""
         return bool(self.given()) and self.masks is not None
+
+    def learns_from_masks(self) -> bool:
+        """Whether the ground truth of images that have it takes the place of their pseudo-masks."""
+        return self.learns_from_corrections() and self.true_masks
 
     def inference_of_model(self) -> dict[str, Any]:
         return self.inference.model_dump(mode="json")
@@ -100,7 +115,7 @@ class Segment(Learning):
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:
-        return {"Training": _part(run, name)}
+        return {"Training": chain(*super().report_parts(run, name).values(), _part(run, name))}
 
 
 def _corrected_names(run: RunFolder, name: str) -> Sequence[str]:
@@ -109,15 +124,24 @@ def _corrected_names(run: RunFolder, name: str) -> Sequence[str]:
 
 
 def _part(run: RunFolder, name: str) -> Iterator[Markup]:
-    """How much was learned from corrected masks."""
+    """How much was learned from masks that people made."""
     from weakseg.report.markup import note
 
     if names := _corrected_names(run, name):
-        shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
         noun = "mask was" if len(names) == 1 else "masks were"
         yield note(
-            f"{len(names)} {noun} corrected by hand, and {name} learned from them, not from tags alone: {shown}."
+            f"{len(names)} {noun} corrected by hand, and {name} learned from them, not from tags alone: "
+            f"{_listed(names)}."
         )
+    if run.stages[name].get("true_masks") and (names := run.data.get("true_masks", [])):
+        yield note(
+            f"{name} learned from the ground truth of {len(names)} of {run.data['images']['train']} images, not from "
+            f"tags alone: {_listed(names)}. Scores of {name} on these images say nothing of others."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -130,20 +154,34 @@ class ReadTruth:
 
 @dataclass(frozen=True)
 class ReadLabels:
-    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one.
-    Unlabelled pixels are void unless the method tells them apart, which is what `partial` says."""
+    """`labels`: the label map that the stage of this folder made for a sample or, in its place, the corrected one or,
+    with `true_masks`, the ground truth. Unlabelled pixels are void unless the method tells them apart, which is what
+    `partial` says."""
 
     stage: type[Stage]
     folder: Path
     partial: bool
+    true_masks: bool = False
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         if sample.corrected is not None:
             return {"labels": sample.corrected.read()}
+        if self.true_masks and sample.mask is not None:
+            return {"labels": sample.mask.read()}
         labels = self.stage.array_of(self.folder, sample)
         if self.stage.leaves == "partial" and not self.partial:
             labels = np.where(labels == UNLABELLED, np.uint8(VOID), labels)
         return {"labels": labels}
+
+
+def require_ground_truth(samples: Sequence[Sample]) -> None:
+    """Raise `WeaksegError` unless every sample has a mask."""
+    without = [sample.name for sample in samples if sample.mask is None]
+    if without:
+        raise WeaksegError(
+            f"{len(without)} of {len(samples)} images have no ground truth to train on, the first is {without[0]}. "
+            "Add their masks, take them out of the split, or set masks to a stage of pseudo-masks."
+        )
 
 
 def ground_truth(sample: Sample) -> npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, read_superpixels, write_superpixels
+from weakseg.data.images import read_label_map, read_superpixels, write_superpixels
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -58,6 +58,9 @@ class Superpixels(SuperpixelSettings, Stage):
             return self
         return self.model_copy(update={"backbone": self.backbone.model_copy(update={"weights": weights})})
 
+    def reads_weak_labels(self) -> bool:
+        return False
+
     def dependencies(self, context: Context) -> list[str]:
         samples = context.weakly_labelled()
         if self.folder is not None:
@@ -94,7 +97,7 @@ class Superpixels(SuperpixelSettings, Stage):
         network = None if self.backbone is None else ready_backbone(self.backbone, device)
 
         def read(sample: Sample) -> tuple[Image, Ids]:
-            image = read_image(sample.image)
+            image = sample.read_image()
             return image, segmented(image, self, merging=network is not None)
 
         def write(sample: Sample, ids: Ids) -> None:

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Image, Refiner, Settings, absolute, find_method, version_of
 from weakseg.methods.store import load_model
@@ -91,7 +90,7 @@ class ByRefiner(Stage):
         path, source = partial(self.result_path, folder), context.folder(self.maps)
 
         def make(sample: Sample) -> None:
-            image, maps = read_image(sample.image), read_maps(source, sample)
+            image, maps = sample.read_image(), read_maps(source, sample)
             self.result(network, image, maps, options, device).save(path(sample))
 
         complete(self.title, context.weakly_labelled(), path, make, through=map)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weakseg.files import read_json
+from weakseg.files import read_json, read_json_lines
 from weakseg.ops.paired import Spread, paired_difference, spread
 from weakseg.pipeline.compare import Cell
 from weakseg.pipeline.run import RECIPE_NAME
-from weakseg.report.folder import RunFolder, read_lines
+from weakseg.report.folder import RunFolder
 from weakseg.training import LOG_NAME
 
 PARTS = ("activation maps", "unrefined masks", "refined maps", "final masks", "segmenter")
@@ -183,7 +183,7 @@ def _work(run: str, folders: Mapping[int, RunFolder]) -> Iterator[Work]:
         seconds = {seed: manifest["seconds"] for seed, manifest in manifests.items()}
         passes = epochs = None
         if "train" in stage:
-            last = {seed: read_lines(folder.root / name / LOG_NAME)[-1] for seed, folder in folders.items()}
+            last = {seed: read_json_lines(folder.root / name / LOG_NAME)[-1] for seed, folder in folders.items()}
             passes = {seed: line["step"] * stage["train"]["batch_size"] for seed, line in last.items()}
             # Of the images that the stage learns from, which may be fewer than the training split has.
             epochs = {seed: stage["train"]["epochs"] or line["epoch"] for seed, line in last.items()}
