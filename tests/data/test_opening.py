@@ -34,8 +34,8 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{tmp_path} is no data set that weakseg knows. Looked for:"
-    assert [line.split(":")[0] for line in lines[1:]] == ["- voc", "- coco", "- folder"]
-    assert "labels.csv" in lines[3]
+    assert [line.split(":")[0] for line in lines[1:]] == ["- voc", "- coco", "- densepose", "- folder"]
+    assert "labels.csv" in lines[4]
 
 
 def test_a_data_set_further_inside_is_pointed_out(voc: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_data_set_further_inside_is_pointed_out(voc: Path, tmp_path: Path) -> 
 
 
 def test_unknown_formats_and_paths_are_errors(tmp_path: Path, voc: Path) -> None:
-    with pytest.raises(WeaksegError, match=r'Unknown data set format "yolo"\. Known are voc, coco, folder'):
+    with pytest.raises(WeaksegError, match=r'Unknown data set format "yolo"\. Known are voc, coco, densepose, folder'):
         open_dataset(voc, "yolo")
     with pytest.raises(WeaksegError, match="nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")

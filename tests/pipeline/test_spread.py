@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tiny import write_tiny_voc
-from weakseg.data.images import read_label_map
+from weakseg.data.images import read_image, read_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
+from weakseg.methods.store import load_model
+from weakseg.pipeline.inference import Inference, predict
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import MANIFEST_NAME, PENDING_NAME, run
 
@@ -22,6 +26,7 @@ CHANGES = [
     *(f"{stage}.train.epochs=1" for stage in ("cam", "embedding", "classifier")),
     *(f"{stage}.model.dimensions=4" for stage in ("embedding", "classifier")),
     *(f"{stage}.train.batch_size=2" for stage in ("cam", "embedding", "classifier")),
+    "classifier.model.memory=50",
     "runtime.device=cpu",
 ]
 
@@ -75,3 +80,25 @@ def test_the_segmenter_must_be_of_the_same_method(finished: tuple[Path, Path], t
     data, _ = finished
     with pytest.raises(WeaksegError, match="Give both the same method"):
         run(load_recipe("toy-spml", [*CHANGES, "pseudo.method=spml_classifier"]), open_dataset(data), tmp_path / "run")
+
+
+def test_a_model_folder_holds_the_segments_that_are_retrieved(finished: tuple[Path, Path]) -> None:
+    data, root = finished
+    image = read_image(open_dataset(data).split("val")[0].image)
+    scores = []
+    for decide in ("classifier", "retrieval"):
+        model = load_model(root / "classifier" / "model")
+        model.network.options = model.network.options.model_copy(update={"decide": decide})
+        found = predict(model, image, Inference(scales=(1.0, 0.5), mirror=True), torch.device("cpu"))
+        np.testing.assert_allclose(found.scores.sum(0), 1, atol=1e-5)
+        scores.append(found.scores)
+    assert not np.allclose(*scores)
+
+
+def test_nothing_is_retrieved_where_nothing_is_remembered(finished: tuple[Path, Path]) -> None:
+    _, root = finished
+    model = load_model(root / "classifier" / "model")
+    model.network.state_dict()["memory_labels"].fill_(VOID)
+    model.network.options = model.network.options.model_copy(update={"decide": "retrieval"})
+    with pytest.raises(WeaksegError, match="remembers no segments"):
+        predict(model, np.zeros((20, 20, 3), np.uint8), Inference(), torch.device("cpu"))

@@ -113,14 +113,15 @@ def mean_over_views(
     size: Size,
     device: torch.device,
     mirrored: Sequence[int] | None,
+    then: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The mean (K, H, W) of the softmax of `scores` (K, h, w), resized to `size`, over `pictures` of one image, uint8
-    (3, h, w). With `mirrored`, the labels that labels are in a mirror image, mirror images are seen, too."""
+    """The mean (K, H, W) of what `then` makes of `scores` (K, h, w), resized to `size`, over `pictures` of one image,
+    uint8 (3, h, w). With `mirrored`, the labels that labels are in a mirror image, mirror images are seen, too."""
     total, count = torch.zeros((), device=device), 0
     for picture in pictures:
         image = normalised_pixels(picture.to(device)[None])[0]
         for turned in (False,) if mirrored is None else (True, False):
-            found = resized(scores(image.flip(2) if turned else image)[None], size)[0].softmax(0)
+            found = then(resized(scores(image.flip(2) if turned else image)[None], size)[0])
             if turned and mirrored is not None:
                 found = found[list(mirrored)].flip(2)
             total, count = total + found, count + 1

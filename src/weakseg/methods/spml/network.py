@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -166,9 +166,19 @@ class EmbeddingSegmenter(base.Segmenter):
     ) -> Iterator[Tensor]:
         """The mean over views of the classifier's probabilities (1 + C, H, W), each from the mean of the scores of
         sliding windows."""
+        yield from self._means(self._scores, views, device, mirrored if mirror else None, lambda maps: maps.softmax(0))
+
+    def _means(
+        self,
+        scores: Callable[[Tensor], Tensor],
+        views: Views,
+        device: torch.device,
+        mirrored: Sequence[int] | None,
+        then: Callable[[Tensor], Tensor],
+    ) -> Iterator[Tensor]:
         for number in range(len(views.scaled[0])):
             pictures = [scale[number].permute(2, 0, 1) for scale in views.scaled]
-            yield mean_over_views(self._scores, pictures, views.size, device, mirrored if mirror else None)
+            yield mean_over_views(scores, pictures, views.size, device, mirrored, then)
 
     def _scores(self, image: Tensor) -> Tensor:
         windows = self.options.windows()
@@ -236,11 +246,15 @@ class EmbeddingSegmenter(base.Segmenter):
         known = LabelledSegments(memory["prototypes"], memory["labels"])
 
         def shares(view: Tensor) -> Tensor:
-            found = windowed(self.pixel_embeddings, view, self.options.windows())[:, : view.shape[1], : view.shape[2]]
-            clusters = image_clusters(found, options.grid)
-            return retrieved_shares(found, clusters, known, 1 + self.num_classes, options.neighbours)
+            return self._shares(view, known, options)
 
         return relabelled(over_scales(shares, view, options.scales, mirror=options.mirror), present)
+
+    def _shares(self, view: Tensor, known: LabelledSegments, options: Any) -> Tensor:
+        """Shares (1 + C, h, w) of the labels of the segments that are most similar to those of a view (3, h, w)."""
+        found = windowed(self.pixel_embeddings, view, self.options.windows())[:, : view.shape[1], : view.shape[2]]
+        clusters = image_clusters(found, options.grid)
+        return retrieved_shares(found, clusters, known, 1 + self.num_classes, options.neighbours)
 
     def _embedded(self, images: Tensor) -> Tensor:
         return self.embeddings({"image": images})
