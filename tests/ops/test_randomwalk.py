@@ -16,13 +16,13 @@ from torch import Tensor
 from weakseg.errors import WeaksegError
 from weakseg.ops import randomwalk
 from weakseg.ops.randomwalk import (
-    beta_for_mean,
     boundary_walk,
     chebyshev_coefficients,
     lopsided_affinities,
     pair_offsets,
     path,
     path_affinities,
+    raised_beta,
     random_walk,
     reduced_radius,
 )
@@ -173,22 +173,24 @@ def test_maps_in_half_precision_walk_in_float32() -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0.02, 0.9), st.integers(2, 5))
-def test_beta_gives_the_pairs_of_a_map_their_mean(seed: int, mean: float, radius: int) -> None:
+def test_beta_is_raised_until_pairs_have_their_mean(seed: int, most: float, radius: int) -> None:
     _, affinities = random_case((6, 8), radius, seed=seed)
-    found = beta_for_mean(affinities, mean, radius)
-    matrix = dense_matrix(affinities, radius, found)
     linked = dense_matrix(affinities, radius, 1e-9) > 0.5
     np.fill_diagonal(linked, False)
-    assert matrix[linked].mean() == pytest.approx(mean, rel=2e-2)
+    before = dense_matrix(affinities, radius, 0.5)[linked].mean()
+    found = raised_beta(affinities, 0.5, most, radius)
+    after = dense_matrix(affinities, radius, found)[linked].mean()
+    if before <= most:
+        assert found == 0.5
+    else:
+        assert after == pytest.approx(most, rel=2e-2)
+        assert after <= most
 
 
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_beta_is_finite_where_all_pairs_are_alike(value: float) -> None:
-    affinities = torch.full((34, 6, 8), value)
-    found = beta_for_mean(affinities, 0.03)
-    assert 2.0**-4 <= found <= 2.0**12
-    assert random_walk(torch.rand(2, 6, 8), affinities, beta=found, steps=4).isfinite().all()
-    assert math.isfinite(beta_for_mean(torch.zeros(0, 3, 3), 0.03, radius=1))
+def test_beta_is_finite_where_all_pairs_are_one() -> None:
+    assert raised_beta(torch.ones(34, 6, 8), 8, 0.03) == pytest.approx(2.0**12)
+    assert raised_beta(torch.zeros(34, 6, 8), 8, 0.03) == 8
+    assert raised_beta(torch.zeros(0, 3, 3), 8, 0.03, radius=1) == 8
 
 
 @pytest.mark.parametrize(("steps", "restart"), [(0, 0.3), (1, 0.3), (9, 0.3), (200, 0.1), (5, 1.0)])

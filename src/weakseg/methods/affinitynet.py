@@ -51,7 +51,7 @@ from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import ImageField
 from weakseg.ops.pairs import Pairs, count_pairs, kinds_of_pairs, shifted
-from weakseg.ops.randomwalk import beta_for_mean, lopsided_affinities, random_walk, reduced_radius
+from weakseg.ops.randomwalk import lopsided_affinities, raised_beta, random_walk, reduced_radius
 
 WIDTHS = (64, 128, 256)
 CHANNELS_PER_GROUP = 8
@@ -98,11 +98,11 @@ class AffinityNet(base.Refiner):
             default=16.0, description="of the background's score; adaptive: found in each image's maps"
         )
         beta: float = Field(default=8.0, gt=0, description="power of the affinities: large keeps to the surest paths")
-        mean_affinity: float | None = Field(
+        most_affinity: float | None = Field(
             default=None,
             gt=0,
             lt=1,
-            description="of the pairs of an image, to the power of beta, which follows from it; null: beta as given",
+            description="beta is raised in each image until the mean of its affinities is at most this; null: as given",
         )
         log2_steps: int = Field(default=8, ge=0, le=16, description="the walk has 2^log2_steps steps")
         restart: float = Field(
@@ -191,12 +191,14 @@ class AffinityNet(base.Refiner):
         start = F.avg_pool2d(_padded(scores, stride), stride)
         padded_image = _padded(torch.from_numpy(normalise_image(image)).to(device), stride)
         affinities, radius = self.affinities(padded_image, options.all_pairs)
-        mean, beta = options.mean_affinity, options.beta
+        beta = options.beta
+        if options.most_affinity is not None:
+            beta = raised_beta(affinities, beta, options.most_affinity, radius)
         walked = random_walk(
             start,
             affinities,
             radius=radius,
-            beta=beta if mean is None else beta_for_mean(affinities, mean, radius),
+            beta=beta,
             steps=2**options.log2_steps,
             restart=options.restart,
         )

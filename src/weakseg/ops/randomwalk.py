@@ -110,22 +110,23 @@ def lopsided_affinities(affinities: Tensor, size: tuple[int, int], radius: int =
     return F.pad(affinities.unflatten(-1, (rows, columns)), (reach, reach, 0, reach))
 
 
-def beta_for_mean(affinities: Tensor, mean: float, radius: int = 5) -> float:
-    """The β, from 1/16 to 4096, with which the mean of A^β over the pairs of a map is `mean`, in (0, 1).
+def raised_beta(affinities: Tensor, beta: float, most: float, radius: int = 5) -> float:
+    """The least β ≥ `beta`, up to 4096, with which the mean of A^β over the pairs of a map is at most `most`.
 
-    `affinities` (P, h, w) are those of `random_walk`. Where networks differ in how alike they take pixels to be on the
-    whole, walks of one mean still go equally far. Where all pairs are alike, β is at one of its ends; without pairs, it
-    is 1.
+    `affinities` (P, h, w) are those of `random_walk`. Where a network takes nearly all pixels to be alike, a walk
+    levels everything; a larger β keeps it to the surest paths.
     """
-    if len(affinities) == 0:
-        return 1.0
     height, width = affinities.shape[-2:]
+    if radius < 2:
+        return beta
     values = affinities[_Grid(height, width, radius).exists(affinities.device)].double()
-    low, high = 2.0**-4, 2.0**12
+    low, high = beta, max(beta, 2.0**12)
+    if values.pow(low).mean() <= most:
+        return low
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if values.pow(middle).mean() > mean else (low, middle)
-    return low
+        low, high = (middle, high) if values.pow(middle).mean() > most else (low, middle)
+    return high
 
 
 # The walk -------------------------------------------------------------------------------------------------------------
