@@ -18,6 +18,7 @@ from weakseg.methods.icd import (
     BottomUp,
     ICDSeeds,
     Membership,
+    adaptively_bounded,
     bottom_up_scores,
     normalised_target,
     refined,
@@ -427,6 +428,25 @@ def test_a_rule_gives_labels_of_the_image_background_and_void(rule: Callable[...
     assert (make(rule, signed_maps(labels=())) == 0).all()
     with pytest.raises(WeaksegError, match="signed"):
         make(rule, signed_maps().unsigned())
+
+
+def test_an_adaptive_boundary_leaves_out_what_is_hardly_positive() -> None:
+    maps = signed_maps()
+    maps.maps[:, :, :8], maps.maps[:, :, 8:] = 3.0, 0.1  # nothing is negative
+    item = {"image": np.zeros((12, 16, 3), np.uint8), "cam": maps.upsampled()}
+    made = [
+        ICDSeeds(ICDSeeds.Settings(crf=None, boundary=boundary)).mask(item, maps, {2}, 4)
+        for boundary in ("zero", "adaptive")
+    ]
+    assert (made[0] == 2).all()
+    assert (made[1][:, :8] == 2).all()
+    assert (made[1][:, 8:] == 0).all()
+
+
+def test_an_adaptive_boundary_does_not_depend_on_the_scale_of_scores() -> None:
+    scores = random(2, 1, 12, 16)[:, 0].numpy()
+    np.testing.assert_allclose(adaptively_bounded(7 * scores), 7 * adaptively_bounded(scores), rtol=1e-5, atol=1e-6)
+    assert adaptively_bounded(np.full((1, 3, 4), -1, np.float32)).max() < 0
 
 
 def test_the_crf_fills_what_seeds_leave_void() -> None:

@@ -53,6 +53,7 @@ from weakseg.ops.crf_parameters import known_or_none
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.fields import TAGS, ImageField
+from weakseg.ops.otsu import histogram, otsu
 from weakseg.ops.resize import aligned_side, aligned_taps
 
 EPSILON = 1e-5
@@ -422,6 +423,13 @@ def top_down_loss(logits: Tensor, refined_scores: Tensor, tags: Tensor) -> Tenso
 # Seeds ----------------------------------------------------------------------------------------------------------------
 
 
+Boundary = Literal["zero", "adaptive"]
+BOUNDARY: Any = Field(
+    default="zero",
+    description="score between object and background: zero, as in the paper; adaptive: found in each image's scores",
+)
+
+
 class ICDSeeds(base.MaskRule):
     """Seeds from ICD scores, the stage's `maps`, and CAM's, the field `cam`: both signed, of the same classes.
 
@@ -436,13 +444,14 @@ class ICDSeeds(base.MaskRule):
         )
         certainty: float = Field(default=0.5, gt=0, lt=1, description="of a seed, before it is normalised")
         least_probability: float = Field(default=0.1, ge=0, lt=1, description="below it a pixel is void")
+        boundary: Boundary = BOUNDARY
 
     fields: ClassVar[Mapping[str, ImageField]] = {"cam": ImageField("maps")}
 
     def mask(
         self, item: base.Item, maps: ActivationMaps, tags: Collection[int], num_classes: int
     ) -> npt.NDArray[np.uint8]:
-        seeds = labelled_seeds(item, maps)
+        seeds = labelled_seeds(item, maps, self.settings.boundary)
         if self.settings.crf is None or len(maps.labels) == 0:
             return seeds
         marginals = dense_crf(item["image"], self.unary(seeds, 1 + num_classes), self.settings.crf)
@@ -456,7 +465,7 @@ class ICDSeeds(base.MaskRule):
 
 
 def labelled_seeds(
-    item: base.Item, maps: ActivationMaps, salient: npt.NDArray[np.bool_] | None = None
+    item: base.Item, maps: ActivationMaps, boundary: Boundary, salient: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.uint8]:
     """`seeds_of` an image with the field `cam` and ICD's `maps`; without a class, everything is background."""
     if not maps.signed:
@@ -465,7 +474,18 @@ def labelled_seeds(
         )
     if len(maps.labels) == 0:
         return np.zeros(item["image"].shape[:2], np.uint8)
-    return seeds_of(item["cam"], maps.upsampled(), maps.labels.astype(np.uint8), salient)
+    scores = maps.upsampled()
+    if boundary == "adaptive":
+        scores = adaptively_bounded(scores)
+    return seeds_of(item["cam"], scores, maps.labels.astype(np.uint8), salient)
+
+
+def adaptively_bounded(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scores (K, H, W), K > 0, less what divides their positive part most clearly: Otsu's threshold of the best class's
+    share of its largest score. Where td learned little of an image's background, 0 lies too far out."""
+    highest = scores.max((1, 2), keepdims=True).clip(min=EPSILON)
+    parts = otsu(histogram((scores / highest).clip(min=0).max(0)))
+    return scores if parts is None else scores - np.float32(parts.threshold) * highest
 
 
 def seeds_of(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.methods import base
-from weakseg.methods.icd import labelled_seeds
+from weakseg.methods.icd import BOUNDARY, Boundary, labelled_seeds
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.fields import ImageField
 
@@ -24,6 +24,7 @@ class ICDSaliencySeeds(base.MaskRule):
 
     class Settings(base.Settings):
         dark: float = Field(default=0.01, ge=0, le=1, description="saliency of the background, less than this")
+        boundary: Boundary = BOUNDARY
 
     fields: ClassVar[Mapping[str, ImageField]] = {
         "cam": ImageField("maps"),
@@ -34,7 +35,7 @@ class ICDSaliencySeeds(base.MaskRule):
         self, item: base.Item, maps: ActivationMaps, tags: Collection[int], num_classes: int
     ) -> npt.NDArray[np.uint8]:
         """Of an image without a class, everything is background."""
-        return labelled_seeds(item, maps, item["saliency"][0] >= self.settings.dark)
+        return labelled_seeds(item, maps, self.settings.boundary, item["saliency"][0] >= self.settings.dark)
 
 
 RULE = ICDSaliencySeeds
