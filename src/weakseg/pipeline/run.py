@@ -95,16 +95,17 @@ def run(
             require_labels(context.train, recipe.data.train)
             require_labels(context.weakly_labelled(), _split_names(recipe.data)["score"] or recipe.data.train)
             require_objects(context.train, recipe.data.train)
-        require_masks([*context.score, *context.val])
         keys = stage_keys(context)
         _require_readable(root, recipe)
         done = [name for name, key in keys.items() if name not in redo and _is_done(context.folder(name), key)]
         elsewhere = _finished_elsewhere(reuse, root)
         taken = {name: elsewhere[key] for name, key in keys.items() if name not in (*done, *redo) and key in elsewhere}
         _require_unedited([name for name in wanted if name not in (*done, *redo)], context)
-        for name, stage in recipe.stages.items():
-            if name in wanted and name not in done and name not in taken:
-                stage.prepare(context)
+        to_do = [name for name in recipe.stages if name in wanted and name not in done and name not in taken]
+        if to_do:
+            require_masks([*context.score, *context.val])
+        for name in to_do:
+            recipe.stages[name].prepare(context)
         if parallel.rank() == 0:
             clear_temporaries(root.glob)
             drop_partial_line(root / LOG_NAME)
