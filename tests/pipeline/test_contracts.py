@@ -59,6 +59,8 @@ def refiner(method: str) -> Case:
 def segmenter(method: str) -> Case:
     segment = {"kind": "segment", "method": method, "masks": None, "model": BACKBONE, **TRAIN}
     stages = {"segment": segment, "scores": {"kind": "evaluate", "segmenters": {"it": "segment"}}}
+    if "window" in find_method(Segmenter, method).Options.model_fields:
+        segment["options"] = {"window": None}
     if "regions" in find_method(Segmenter, method).fields:
         stages["superpixels"] = {"kind": "superpixels", "k": 20, "min_size": 5}
         segment["inputs"] = {"regions": "superpixels"}

@@ -79,7 +79,7 @@ def test_set_reaches_into_what_was_null() -> None:
         ),
         (
             "scores.curves={CAM: maps}",
-            'scores.curves.CAM: the stage "maps" is of kind maps, expected masks or predict.',
+            'scores.curves.CAM: the stage "maps" is of kind maps, expected masks or predict or retrieve or spread.',
         ),
         ("scores.segmenters.DeepLab=cam", 'scores.segmenters.DeepLab: the stage "cam" is of kind localise, expected'),
         ("masks.crf=affinity", "masks.crf: there is no such set of CRF parameters"),
@@ -209,7 +209,10 @@ def test_a_change_of_a_stage_changes_those_that_are_like_it(twice: str) -> None:
         ("again.paste.variant=spin", "again.paste.variant: expected rotate, scale or rotate_blur"),
         ("pool.smallest=0.8", "smallest is larger than largest, so no object fits"),
         ("pool.largest=7", "pool.largest: expected a number of 1 or less (found 7)"),
-        ("pool.masks=maps", 'pool.masks: the stage "maps" is of kind maps, expected masks or predict.'),
+        (
+            "pool.masks=maps",
+            'pool.masks: the stage "maps" is of kind maps, expected masks or predict or retrieve or spread.',
+        ),
     ],
 )
 def test_a_wrong_second_round_is_explained(twice: str, change: str, message: str) -> None:
