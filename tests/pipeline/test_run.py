@@ -252,7 +252,10 @@ def test_full_supervision_needs_no_localiser_and_no_tags(tmp_path: Path) -> None
     (data / "tags.json").unlink(missing_ok=True)
     dataset = open_dataset(data)
     untagged = {split: [replace(s, labels=WeakLabels()) for s in samples] for split, samples in dataset.splits.items()}
-    small = ["segment.model.backbone={name: small, output_stride: 8, weights: null}", *TINY[3:6], TINY[-1]]
+    small = [
+        "segment.model.backbone={name: small, output_stride: 8, weights: null}",
+        *(change for change in TINY if not change.startswith(("cam", "maps"))),
+    ]
     said: list[str] = []
     run(load_recipe("supervised", small), replace(dataset, splits=untagged), tmp_path / "run", said.append)
     rows = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
