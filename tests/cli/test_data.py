@@ -156,7 +156,7 @@ def test_unusual_pictures_are_notes_only(weakseg: Any, folder: Path) -> None:
     [
         (["gone"], "problem: gone does not exist."),
         (["."], "problem: . is no data set that weakseg knows. Looked for:"),
-        ([".", "--format", "vok"], 'problem: Unknown data set format "vok". Known are voc, coco, folder.'),
+        ([".", "--format", "vok"], 'problem: Unknown data set format "vok". Known are voc, coco, densepose, folder.'),
     ],
 )
 def test_what_is_no_data_set(
