@@ -257,6 +257,7 @@ def small_and_short(name: str) -> list[str]:
     once = ["rounds.count=1"] if "rounds" in read_recipe(name) else []
     stages = load_recipe(name, once).stages.items()
     learning = {stage: settings for stage, settings in stages if isinstance(settings, Learning)}
+    windows = [stage for stage, settings in learning.items() if "window" in settings.options]
     canvases = [stage for stage, settings in learning.items() if "canvas" in settings.model]
     merging = [stage for stage, settings in stages if isinstance(settings, Superpixels)]
     small = "backbone={name: small, output_stride: 8, weights: null}"
@@ -266,6 +267,7 @@ def small_and_short(name: str) -> list[str]:
         "data={}",
         *once,
         *(f"{stage}.{change}" for stage in learning for change in changes),
+        *(f"{stage}.options.window=null" for stage in windows),
         *(f"{stage}.model.canvas=64" for stage in canvases),
         *(f"{stage}.{small}" for stage in merging),
     ]
