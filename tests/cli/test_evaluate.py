@@ -71,7 +71,11 @@ def test_a_run_s_predictions_have_the_run_s_score(weakseg: Any, finished: Any, t
         (lambda data, masks: (masks / "val 2.png").unlink(), [], "has no label map for 1 of 4 images of the split"),
         (lambda data, masks: shutil.rmtree(masks), [], "masks is not a folder of label maps."),
         (lambda data, masks: None, ["--split", "tst"], 'has no split "tst". It has: train (8 images), val (4 images)'),
-        (lambda data, masks: None, ["--format", "vok"], 'Unknown data set format "vok". Known are voc, coco, densepose, folder.'),
+        (
+            lambda data, masks: None,
+            ["--format", "vok"],
+            'Unknown data set format "vok". Known are voc, coco, densepose, folder.',
+        ),
         (
             lambda data, masks: (data / "SegmentationClass" / "val 0.png").unlink(),
             [],
