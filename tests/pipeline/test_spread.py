@@ -53,6 +53,16 @@ def test_every_image_gets_a_mask_of_its_own_classes(finished: tuple[Path, Path])
             assert labels.max() <= len(dataset.classes) or set(np.unique(labels[labels > 200])) == {255}
 
 
+def test_masks_of_large_photographs_have_their_size(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset = open_dataset(finished[0])
+    changes = [*CHANGES, "data.long_side=24", "classifier=null", "scores=null"]
+    run(load_recipe("toy-spml", changes), dataset, tmp_path / "run")
+    for stage in ("pseudo", "retrieved"):
+        found = masks(tmp_path / "run", stage)
+        sizes = {f"{sample.name}.png": read_image(sample.image).shape[:2] for sample in dataset.split("train")}
+        assert {name: found[name].shape for name in sizes} == sizes
+
+
 def test_an_interrupted_stage_goes_on_with_the_same_masks(finished: tuple[Path, Path], tmp_path: Path) -> None:
     data, root = finished
     again = tmp_path / "run"

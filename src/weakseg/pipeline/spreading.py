@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import numpy as np
 import numpy.typing as npt
+import torch
 from pydantic import AfterValidator, Field
+from torch import Tensor
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map
+from weakseg.data.images import read_image, read_label_map
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import Segmenter, absolute, find_method, version_of
 from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.crf_parameters import known_or_none
 from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
-from weakseg.pipeline.learning import Learning
+from weakseg.pipeline.inference import LabelArray, decide
+from weakseg.pipeline.learning import trained
 from weakseg.pipeline.stage import MODEL_FOLDER, Reads, Stage
 from weakseg.pipeline.stages.masks import mask_path
 from weakseg.settings import changed, validate
@@ -69,8 +73,7 @@ class BySimilarity(Stage):
         return [stamps.images(context.weakly_labelled())]
 
     def prepare(self, context: Context) -> None:
-        stage = context.stages[self.segmenter]
-        assert isinstance(stage, Learning)
+        stage = trained(context, self.segmenter)
         if stage.method != self.method:
             raise WeaksegError(
                 f'A stage of the kind {self.kind} has the method {self.method}, but its segmenter "{self.segmenter}" '
@@ -86,6 +89,13 @@ class BySimilarity(Stage):
     def typed_options(self) -> Any:
         """The options as settings of the method."""
         return self.options_class().model_validate(self.options)
+
+    def mask_of(self, sample: Sample, scores: Tensor, device: torch.device) -> LabelArray:
+        """The label map (H, W) of a sample, at the size of its file, from scores (1 + C, h, w) at the size that is
+        worked on."""
+        image, rows = sample.read_image(), np.arange(len(scores), dtype=np.uint8)
+        decided = decide(image, scores.cpu().numpy(), rows, self.crf, device)
+        return (decided.enlarged(image, read_image(sample.image)) if sample.long_side else decided).labels
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:

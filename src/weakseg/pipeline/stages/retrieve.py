@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, write_label_map
+from weakseg.data.images import write_label_map
 from weakseg.data.loading import read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
+from weakseg.ops.fields import PARTIAL_LABELS
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.inference import decide
 from weakseg.pipeline.learning import ReadArrays
 from weakseg.pipeline.spreading import BySimilarity
 from weakseg.pipeline.stage import Reads
@@ -42,7 +41,7 @@ class Retrieve(BySimilarity):
         )
 
         def remember(sample: Sample) -> None:
-            found = network.remember(read_fields(sample, [reader], {}), options, device)
+            found = network.remember(read_fields(sample, [reader], {"labels": PARTIAL_LABELS}), options, device)
             write_npz(memory_path(folder, sample), found)
 
         complete("remembering", context.train, partial(memory_path, folder), remember, through=map)
@@ -55,11 +54,10 @@ class Retrieve(BySimilarity):
         memory = {name: values.to(device) for name, values in memory.items()}
 
         def make(sample: Sample) -> None:
-            image, labels = read_image(sample.image), shown(sample)["labels"]
+            labels = shown(sample)["labels"]
             present = {0, *np.unique(labels[labels <= len(context.dataset.classes)]).tolist()}
-            scores = network.retrieve(image, present, memory, options, device).cpu().numpy()
-            rows: npt.NDArray[np.uint8] = np.arange(len(scores), dtype=np.uint8)
-            write_label_map(mask_path(folder, sample), decide(image, scores, rows, self.crf, device).labels)
+            scores = network.retrieve(sample.read_image(), present, memory, options, device)
+            write_label_map(mask_path(folder, sample), self.mask_of(sample, scores, device))
 
         complete("retrieving", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import write_label_map
-from weakseg.data.loading import Reader, read_fields
+from weakseg.data.loading import read_fields
 from weakseg.labels import VOID
+from weakseg.ops.fields import PARTIAL_LABELS, ImageField
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.inference import decide
-from weakseg.pipeline.learning import ReadArrays
+from weakseg.pipeline.learning import stage_readers
 from weakseg.pipeline.spreading import BySimilarity
 from weakseg.pipeline.stage import Reads
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import mask_path
+
+FIELDS = {"labels": PARTIAL_LABELS, "regions": ImageField("ids")}
 
 
 class Spread(BySimilarity):
@@ -38,19 +39,16 @@ class Spread(BySimilarity):
 
     def run(self, context: Context, folder: Path) -> None:
         network, options, device = self.network(context), self.typed_options(), context.fabric.device
-        readers: list[Reader] = [
-            ReadArrays(name, type(context.stages[stage]), context.folder(stage))
-            for name, stage in (("labels", self.labels), ("regions", self.regions))
-            if stage is not None
-        ]
+        inputs = {"labels": self.labels, **({} if self.regions is None else {"regions": self.regions})}
+        readers = stage_readers(context, inputs)
+        fields = {name: FIELDS[name] for name in inputs}
 
         def make(sample: Sample) -> None:
-            item = read_fields(sample, readers, {})
+            item = read_fields(sample, readers, fields)
             maps = None if self.maps is None else read_maps(context.folder(self.maps), sample)
-            scores = network.spread(item, maps, options, device).cpu().numpy()
-            labels: npt.NDArray[np.uint8] = np.arange(len(scores), dtype=np.uint8)
-            found = decide(item["image"], scores, labels, self.crf, device).labels
-            write_label_map(mask_path(folder, sample), np.where(item["labels"] == VOID, np.uint8(VOID), found))
+            found = self.mask_of(sample, network.spread(item, maps, options, device), device)
+            void = readers[0](sample)["labels"] == VOID
+            write_label_map(mask_path(folder, sample), np.where(void, np.uint8(VOID), found))
 
         complete("spreading", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 
