@@ -95,6 +95,16 @@ def test_a_given_threshold_stays(data: Path, chosen: Path, tmp_path: Path) -> No
     assert "best of 4" in choice["origin"]
 
 
+def test_few_masks_do_not_replace_the_rule_without_masks_by_chance(data: Path, chosen: Path, tmp_path: Path) -> None:
+    """The best threshold of three masks has to be surely better than the adaptive one."""
+    load = load_recipe("toy-cam", [*TINY, "masks.crf=null"])
+    run(load, open_dataset(data), tmp_path / "run", lambda line: None, reuse=[chosen], until="masks")
+    choice = read_json(tmp_path / "run" / "masks" / "threshold.json")
+    best = read_json(tmp_path / "run" / "masks" / "curve.json")["best_threshold"]
+    assert f"{len(MASKED)} masks: the best of 2" in choice["origin"]
+    assert choice["threshold"] == ("adaptive" if "is kept" in choice["origin"] else best)
+
+
 def test_images_with_masks_teach_the_segmenter(data: Path, chosen: Path) -> None:
     for sample in open_dataset(data).split("train"):
         pseudo = read_label_map(chosen / "masks" / "masks" / f"{sample.name}.png")

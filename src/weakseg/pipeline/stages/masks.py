@@ -25,7 +25,7 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
 from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
-from weakseg.pipeline.choosing import choose
+from weakseg.pipeline.choosing import MOST, choose
 from weakseg.pipeline.context import Context, complete
 from weakseg.pipeline.edits import MASKS_FOLDER
 from weakseg.pipeline.inference import (
@@ -74,7 +74,7 @@ class Masks(Stage):
     """A rule decides the label of every pixel; `options` and `inputs` are for rules that methods bring."""
 
     leaves: ClassVar[str] = "masks"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Literal["masks"] = "masks"
     maps: Annotated[str, Reads("maps")] = Field(description="the stage that made the maps")
     rule: str = Field(
@@ -85,7 +85,8 @@ class Masks(Stage):
     threshold: Threshold | Literal["auto", "adaptive"] = Field(
         default="auto",
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
-        "auto: the best one on the score split, or adaptive where there are no masks",
+        f"auto: the best one on the score split; adaptive without masks, or with up to {MOST} on which it is not surely "
+        "worse",
     )
     crf: Annotated[str | None, AfterValidator(known_or_auto)] = Field(
         default="affinitynet",
@@ -159,10 +160,11 @@ class Masks(Stage):
         CRF."""
         source, device = context.folder(self.maps), context.fabric.device
         threshold, origin = self._threshold(context, source, folder)
-        choosing = self.crf == "auto" and bool(context.score)
+        choosing_crf = self.crf == "auto" and bool(context.score)
+        few = 0 < len(context.score) <= MOST
         thresholds = [threshold]
-        if choosing and threshold is not None and self.threshold == "auto":
-            thresholds = ["adaptive", threshold, *TRIED_THRESHOLDS]
+        if threshold is not None and self.threshold == "auto" and (choosing_crf or few):
+            thresholds = ["adaptive", threshold, *(TRIED_THRESHOLDS if choosing_crf else ())]
         usual = _usual_threshold(context, source) if "adaptive" in thresholds else None
 
         def background(threshold: float | str | None, maps: ActivationMaps) -> float | None:
@@ -182,9 +184,10 @@ class Masks(Stage):
         name = USUAL_CRF if self.crf == "auto" else self.crf
         crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))
         threshold = thresholds[0]
-        if choosing:
-            crfs: dict[str | None, CRFParameters | None] = {USUAL_CRF: crf, None: None}
-            crfs |= {other: PARAMETERS[other] for other in TRIED_CRFS}
+        if choosing_crf or len(thresholds) > 1:
+            crfs: dict[str | None, CRFParameters | None] = {name: crf}
+            if choosing_crf:
+                crfs |= {None: None} | {other: PARAMETERS[other] for other in TRIED_CRFS}
             choice = choose(
                 context.score,
                 len(context.dataset.classes) + 1,
