@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +18,6 @@ from tiny import artifacts, set_options
 from weakseg.pipeline.recipe import load_recipe
 
 KILLED, INTERRUPTED = (Path(__file__).with_name(name) for name in ("killed.py", "interrupted.py"))
-
-
-def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
-    """The status of the finished run's command with another folder, killed at (text, number) if given."""
-    script = [str(KILLED), *killed_at] if killed_at else ["-m", "weakseg"]
-    command = [sys.executable, *script, *map(str, finished.command), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
 
 
 @pytest.mark.parametrize(
@@ -87,7 +77,7 @@ def run_weakseg(finished: Any, out: Path, *killed_at: str) -> int:
     ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd"],
 )
 def test_killed_runs_end_with_the_same_bytes(
-    run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest
+    run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest, weakseg: Any
 ) -> None:
     """The stages before the first one that is killed are taken from the undisturbed run."""
     finished, out = request.getfixturevalue(run), tmp_path / "run"
@@ -95,16 +85,22 @@ def test_killed_runs_end_with_the_same_bytes(
     first = next(stage for stage in stages if killed_at[0][0].startswith(f"{stage}/"))
     for stage in stages[: stages.index(first)]:
         shutil.copytree(finished.run / stage, out / stage)
-    for point in killed_at:
-        assert run_weakseg(finished, out, *point) == -signal.SIGKILL, f"never came to {point}"
-    assert run_weakseg(finished, out) == 0
+    points = itertools.chain.from_iterable(killed_at)
+    command = [sys.executable, KILLED, *points, "--", *finished.command, "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = weakseg(*finished.command, "--out", out)
+    assert answer.status == 0, answer.err
     found, expected = artifacts(out), artifacts(finished.run)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_training_that_is_stopped_says_how_it_goes_on_and_does(workers: str, finished: Any, tmp_path: Path) -> None:
+def test_a_training_that_is_stopped_says_how_it_goes_on_and_does(
+    workers: str, finished: Any, tmp_path: Path, weakseg: Any
+) -> None:
     """Ctrl-C while the fourteenth of the sixteen images that the localiser learns from is read."""
     out = tmp_path / "run"
     seldom = set_options("runtime.checkpoint_steps=null", f"runtime.workers={workers}")
@@ -123,6 +119,7 @@ def test_a_training_that_is_stopped_says_how_it_goes_on_and_does(workers: str, f
         assert checkpoint.metadata()["step"] == str(updates)
     assert not (out / "cam" / "model").exists()
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["event"] == "stopped"
-    assert run_weakseg(finished, out) == 0
+    answer = weakseg(*finished.command, "--out", out)
+    assert answer.status == 0, answer.err
     assert len((out / "cam" / "train.jsonl").read_text().splitlines()) == 4
     assert artifacts(out) == artifacts(finished.run)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tiny import TINY, set_options
+from weakseg import download
 from weakseg.data.images import read_label_map
 from weakseg.data.opening import open_dataset
 
@@ -109,18 +110,22 @@ def test_check_run_report_predict(weakseg: Any, tmp_path: Path, write_labels: An
     assert "Report: " in answer.out
 
 
-def test_without_a_network_one_sentence_says_what_to_do(process: Any, tmp_path: Path) -> None:
+def test_without_a_network_one_sentence_says_what_to_do(
+    weakseg: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, run = tmp_path / "photos", tmp_path / "run"
     draw_pictures(root)
     with_csv(root)
     closed = "http://127.0.0.1:9"
-    offline = {"https_proxy": closed, "HTTPS_PROXY": closed, "WEAKSEG_CACHE": str(tmp_path / "cache")}
-    done = process("run", "cam", "--data", root, "--out", run, **offline)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    for name, value in (("https_proxy", closed), ("HTTPS_PROXY", closed), ("WEAKSEG_CACHE", str(tmp_path / "cache"))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(download, "RETRY_WAITS", (0.0,))
+    answer = weakseg("run", "cam", "--data", root, "--out", run)
+    assert answer.status == 1
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("Error: ")]
     assert "could not be downloaded" in line
     assert f"put the file there as {tmp_path / 'cache'}" in line
     assert "or set weights to the path of a file, or set weights: null to start from random weights." in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in answer.err
     # The lock stays: a process that waits for it may hold it open.
     assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"download.lock"}
