@@ -118,6 +118,7 @@ def test_unknown_recipes_name_the_nearest() -> None:
         ("stages: [", "is not valid YAML"),
         ("- a\n- b", "its top level must be a mapping"),
         ("name: x\nabout: y", "has no stages"),
+        ("name: x\nabout: y\nstages: {null: {kind: maps}}", "name of a stage is text, found None"),
         ("name: x\nabout: y\nstages: {a: 3}", "a: a stage is a group of settings, found 3"),
         ("about: y\nstages: {a: {kind: evaluate}}", "name: this setting is missing"),
         ("extends: toy\nname: x\nabuot: y", 'abuot: unknown setting. Did you mean "about"?'),

@@ -124,7 +124,9 @@ def stage_kinds() -> dict[str, type[Stage]]:
     return {module.STAGE.model_fields["kind"].default: module.STAGE for module in modules}
 
 
-def _stage(name: str, values: Any) -> Stage:
+def _stage(name: Any, values: Any) -> Stage:
+    if not isinstance(name, str):
+        raise WeaksegError(f"The name of a stage is text, found {name!r} among the stages. Write it in quotes.")
     if not isinstance(values, dict):
         raise WeaksegError(f"{name}: a stage is a group of settings, found {values!r}.")
     if any(part.startswith(".") or not part.strip() for part in name.split("/")):

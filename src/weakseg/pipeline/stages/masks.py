@@ -85,8 +85,8 @@ class Masks(Stage):
     threshold: Threshold | Literal["auto", "adaptive"] = Field(
         default="auto",
         description="score of the background on maps from 0 to 1; adaptive: found in each image's maps, without masks; "
-        f"auto: the best one on the score split; adaptive without masks, or with up to {MOST} on which it is not surely "
-        "worse",
+        "auto: the best one on the score split, or adaptive: without masks, and where the best is not surely better on "
+        f"up to {MOST}",
     )
     crf: Annotated[str | None, AfterValidator(known_or_auto)] = Field(
         default="affinitynet",
