@@ -23,6 +23,7 @@ from weakseg.files import locked
 from weakseg.labels import WeakLabels
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
+from weakseg.pipeline.choosing import MOST
 from weakseg.pipeline.predict import find_model
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import LOCK_NAME, run
@@ -231,8 +232,10 @@ def test_changed_labels_run_everything_again(copied: tuple[Path, Path], tmp_path
     assert skipped(carried_out(data, root)) == []
 
 
-def test_the_best_threshold_is_chosen_on_the_score_split(finished: tuple[Path, Path]) -> None:
-    _, root = finished
+def test_the_best_threshold_is_chosen_on_enough_masks(tmp_path: Path) -> None:
+    data, root = write_tiny_voc(tmp_path / "data", train=MOST + 1, val=0), tmp_path / "run"
+    recipe = load_recipe("toy-cam", [*TINY, "cam.images_per_class=4", "masks.crf=null"])
+    run(recipe, open_dataset(data), root, lambda line: None, until="masks")
     curve = json.loads((root / "masks" / "curve.json").read_text())
     chosen = json.loads((root / "masks" / "threshold.json").read_text())
     assert chosen["threshold"] == curve["thresholds"][int(np.argmax(curve["mean_iou"]))]
