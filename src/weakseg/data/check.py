@@ -301,7 +301,7 @@ class _Meaning:
             report.note("labels and mask differ. Is the order of the classes that of the masks' values?", where)
 
     def _tell_missing(self, report: Report, start: str, found: set[int]) -> None:
-        missing = [label for label in range(1, len(self.classes) + 1) if label not in found]
+        missing = [label for label in self.classes.labels if label not in found]
         if missing:
             noun = "the class" if len(missing) == 1 else f"the {len(missing)} classes"
             more = ", …" if len(missing) > EXAMPLES else ""

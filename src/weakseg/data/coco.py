@@ -18,7 +18,7 @@ from weakseg.data.geometry import Places, Size
 from weakseg.data.images import IMAGE_SUFFIXES, MAX_PIXELS, file_stamp, find_files, match_name
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
-from weakseg.labels import BACKGROUND, VOID, Box, Classes, WeakLabels
+from weakseg.labels import BACKGROUND, VOID, Box, Classes, WeakLabels, label_array
 from weakseg.settings import shown
 
 Json = dict[str, Any]
@@ -32,6 +32,7 @@ def read_coco(path: Path | str, report: Report | None = None) -> Dataset:
     - Classes: the file's categories by ascending id, as labels 1 … C without gaps.
     - Tags: the classes of all annotations, crowds included; an image without annotations has an empty set.
     - Boxes: of all annotations but crowds, widened to whole pixels and cut to the image.
+    - Images of LVIS have no `file_name`, but an address (`coco_url`) that ends in it.
     - Ids and numbers may be written as text; an image listed twice has the annotations of both entries.
     - Masks: drawn when they are read, see `PolygonMask`. None for an image with an object without segmentation.
     - Names: the file name without suffix, preceded by the split where two splits use the same.
@@ -100,7 +101,7 @@ class PolygonMask:
             codes = [(label, _run_lengths(segmentation, self.size)) for label, segmentation in self.regions]
         except WeaksegError as error:
             raise WeaksegError(f"{self.source}: {error}") from None
-        labels = np.full(self.size, BACKGROUND, np.uint8)
+        labels = np.full(self.size, BACKGROUND, label_array([label for label, _ in self.regions]).dtype)
         codes.sort(key=lambda item: (item[0] != VOID, -int(coco_mask.area(item[1]))))
         for label, code in codes:
             labels[coco_mask.decode(code) != 0] = label
@@ -200,7 +201,9 @@ class _Part:
         return value
 
     def _read_images(self, images: list[Any], folders: list[Path]) -> None:
-        references = [str(item.get("file_name")) if isinstance(item, dict) else "" for item in images]
+        references = [
+            str(item.get("file_name", item.get("coco_url"))) if isinstance(item, dict) else "" for item in images
+        ]
         for folder in folders:
             found = find_files(folder, IMAGE_SUFFIXES, self.report)
             if any(match_name(reference, found) for reference in references):
@@ -224,7 +227,7 @@ class _Part:
         if number in self._names:
             raise WeaksegError(f"the id {number} is taken by another image.")
         self._names[number] = None
-        if not isinstance(reference := _value(item, "file_name"), str):
+        if not isinstance(reference := _reference(item), str):
             raise WeaksegError(f'"file_name" is text, found {shown(reference)}.')
         name = match_name(reference, found)
         if name is None:
@@ -326,6 +329,13 @@ def _value(item: Any, key: str) -> Any:
     if key not in item:
         raise WeaksegError(f'the key "{key}" is missing.')
     return item[key]
+
+
+def _reference(item: Any) -> Any:
+    """The image's file; LVIS has no more than its address."""
+    if isinstance(item, dict) and "file_name" not in item and isinstance(address := item.get("coco_url"), str):
+        return address.rpartition("/")[2]
+    return _value(item, "file_name")
 
 
 def _checked_code(code: Json, size: Size) -> Json:

@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.data.dataset import Sample
+from weakseg.labels import Classes
 
 
-def images_with_both(samples: Sequence[Sample], num_classes: int) -> npt.NDArray[np.int64]:
-    """(C, C): how many images have the classes of both row and column, 1 … C in order, by their weak labels. On the
+def images_with_both(samples: Sequence[Sample], classes: Classes) -> npt.NDArray[np.int64]:
+    """(C, C): how many images have the classes of both row and column, in their order, by their weak labels. On the
     diagonal: how many have the class."""
-    present = np.zeros((len(samples), num_classes), np.int64)
+    place = {label: place for place, label in enumerate(classes.labels)}
+    present = np.zeros((len(samples), len(classes)), np.int64)
     for row, sample in zip(present, samples, strict=True):
-        row[[label - 1 for label in sample.labels.present()]] = 1
+        row[[place[label] for label in sample.labels.present()]] = 1
     return present.T @ present
 
 

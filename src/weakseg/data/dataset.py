@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from weakseg.data.images import image_size, read_image, read_label_map
+from weakseg.data.images import image_size, read_bytes, read_image
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes, WeakLabels
 from weakseg.ops.resize import shrink_image, within_long_side
@@ -70,7 +70,7 @@ class Sample:
             return None
         from weakseg.ops.instances import drawn_instances
 
-        objects, labels = read_label_map(self.objects), self.mask.read()
+        objects, labels = read_bytes(self.objects), self.mask.read()
         if objects.shape != labels.shape:
             raise WeaksegError(
                 f"{self.objects} has {objects.shape[1]}×{objects.shape[0]} pixels, the mask of {self.name} has "

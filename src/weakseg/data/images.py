@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from weakseg.data.findings import Report
 from weakseg.errors import WeaksegError, explain, out_of_memory
 from weakseg.files import atomic_path
-from weakseg.labels import BACKGROUND, palette
+from weakseg.labels import BACKGROUND, UNLABELLED, VOID, VOID_OF_16_BITS, palette
 
 MAX_PIXELS = 128_000_000
 # Pillow warns of fewer by itself.
@@ -56,7 +56,8 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 MAX_ID = (1 << 24) - 1
 """The largest id of a superpixel that three bytes hold."""
 
-LabelMap = npt.NDArray[np.uint8]
+LabelMap = npt.NDArray[Any]
+"""(H, W), uint8 or uint16."""
 
 
 # Finding files
@@ -326,31 +327,68 @@ def _require_range(highest: int) -> None:
 # Masks
 
 
+# The values 254 and 255 of labels mean something else than a class (`labels`); in 16-bit files the last two values do.
+_LABELS_OF_16_BITS = np.concatenate(
+    [np.arange(UNLABELLED), np.arange(VOID + 1, VOID_OF_16_BITS + 1), [UNLABELLED, VOID]]
+).astype(np.uint16)
+_VALUES_OF_16_BITS = np.argsort(_LABELS_OF_16_BITS).astype(np.uint16)
+
+
 def read_label_map(path: Path) -> LabelMap:
-    """The values of a palette or 8-bit greyscale PNG as they are stored, uint8 (H, W).
+    """The labels in a palette or greyscale PNG (H, W) that `write_label_map` wrote.
 
     Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
     """
+    values = read_values(path)
+    return _LABELS_OF_16_BITS[values] if values.dtype == np.uint16 else values
+
+
+def read_values(path: Path) -> LabelMap:
+    """The values of a palette or greyscale PNG of 8 or 16 bits as they are stored (H, W).
+
+    Raises `WeaksegError` for any other kind of file, and for what `read_image` refuses.
+    """
+    return _numbers(path, "a greyscale PNG of 8 or 16 bits", deep=True)
+
+
+def read_bytes(path: Path) -> npt.NDArray[np.uint8]:
+    """The same of 8 bits alone: of objects, regions and saliency, which have no 16-bit form."""
+    return _numbers(path, "8-bit greyscale PNG", deep=False)
+
+
+def _numbers(path: Path, grey: str, *, deep: bool) -> LabelMap:
     with _opened(path, ("PNG",)) as image:
+        kind = image.tile[0][3]
         # Greyscale of fewer than 8 bits is refused as well: decoding stretches its values over 0 … 255.
-        if image.mode != "P" and image.tile[0][3] != "L":
-            raise WeaksegError(
-                f"{path} is no label map: its pixels are of kind {image.tile[0][3]}. A mask is a palette "
-                '("indexed colour") or 8-bit greyscale PNG whose pixel values are class numbers, not colours. '
-                "Save it again as one of these."
-            )
-        return np.array(image)
+        if image.mode == "P" or kind == "L":
+            return np.array(image)
+        if deep and str(kind).startswith("I;16"):
+            return np.array(image).astype(np.uint16)
+        raise WeaksegError(
+            f"{path} is no label map: its pixels are of kind {kind}. A mask is a palette "
+            f'("indexed colour") or {grey} whose pixel values are class numbers, not colours. '
+            "Save it again as one of these."
+        )
 
 
-def write_label_map(path: Path, labels: LabelMap) -> None:
-    """Write labels, uint8 (H, W), as a palette PNG in the PASCAL VOC colours; the bytes depend on them alone."""
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"a label map is uint8 (H, W), not {labels.dtype} {labels.shape}")
-    height, width = labels.shape
-    image = Image.frombytes("P", (width, height), labels.tobytes())
-    image.putpalette(palette())
+def write_label_map(path: Path, labels: LabelMap, *, deep: bool = False) -> None:
+    """Write labels (H, W) as a palette PNG in the PASCAL VOC colours, or `deep`, as a greyscale PNG of 16 bits, where
+    classes are 1 … C, 65535 is void and 65534 unlabelled. The bytes depend on the labels alone."""
+    if labels.ndim != 2 or labels.dtype not in ((np.uint8, np.uint16) if deep else (np.uint8,)):
+        raise ValueError(f"a label map is uint8 (H, W), or deep and uint16, not {labels.dtype} {labels.shape}")
+    if deep:
+        image = Image.fromarray(stored_values(labels, deep=True))
+    else:
+        height, width = labels.shape
+        image = Image.frombytes("P", (width, height), labels.tobytes())
+        image.putpalette(palette())
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def stored_values(labels: LabelMap, *, deep: bool) -> LabelMap:
+    """The values that stand for labels in the files of `write_label_map`."""
+    return _VALUES_OF_16_BITS[labels] if deep else labels
 
 
 def read_cutout(path: Path) -> npt.NDArray[np.uint8]:
@@ -421,30 +459,40 @@ def files_of_images(folder: Path, names: Collection[str], report: Report) -> dic
 
 @dataclass(frozen=True)
 class IndexMask:
-    """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels."""
+    """A ground truth in a palette or greyscale PNG; `labels` translates the values of the file to labels. In a file of
+    16 bits, 65535 is void unless they say otherwise."""
 
     path: Path
     labels: Mapping[int, int]
 
     def read(self) -> LabelMap:
         """The label map (H, W); raises `WeaksegError` for values that `labels` does not know."""
-        values = read_label_map(self.path)
-        counts = np.bincount(values.ravel(), minlength=256)
-        unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in self.labels]
+        values = read_values(self.path)
+        labels = self.labels if values.dtype == np.uint8 else {VOID_OF_16_BITS: VOID, **self.labels}
+        counts = np.bincount(values.ravel())
+        unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in labels]
         if unknown:
             found = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown)
-            known = ", ".join(str(value) for value in sorted(self.labels))
+            known = _ranges(sorted(labels))
             raise WeaksegError(
                 f"{self.path} holds values that are no class: {found}. Known values: {known}. "
                 "Correct the mask or the list of classes."
             )
-        table = np.zeros(256, np.uint8)
-        table[list(self.labels.keys())] = list(self.labels.values())
-        return table[values]
+        there = np.flatnonzero(counts)
+        table = np.zeros(len(counts), np.uint16)
+        table[there] = [labels[int(value)] for value in there]
+        return (table if max(labels.values()) > VOID else table.astype(np.uint8))[values]
 
     def fingerprint(self) -> str:
         """Changes when the file does (its size and time of change)."""
         return file_stamp(self.path)
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Ascending numbers, those that follow each other as a range: "0 … 1203, 65535"."""
+    starts = [i for i, value in enumerate(values) if i == 0 or value > values[i - 1] + 1]
+    runs = (values[start:end] for start, end in zip(starts, [*starts[1:], len(values)], strict=True))
+    return ", ".join(f"{run[0]} … {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def file_stamp(path: Path) -> str:
@@ -458,6 +506,6 @@ def file_stamp(path: Path) -> str:
 
 def overlay(image: npt.NDArray[np.uint8], labels: LabelMap, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
     """A picture of labels (H, W) on an image (H, W, 3): their colours at opacity `alpha`, the background bare."""
-    colours = np.array(palette(), np.float32).reshape(256, 3)
+    colours = np.array(palette(max(256, int(labels.max(initial=0)) + 1)), np.float32).reshape(-1, 3)
     opacity = np.where(labels == BACKGROUND, 0, np.float32(alpha))[..., None]
     return np.round(image * (1 - opacity) + colours[labels] * opacity).astype(np.uint8)

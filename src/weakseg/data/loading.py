@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_label_map
+from weakseg.data.images import image_size, read_bytes
 from weakseg.data.transforms import Augmentation
 from weakseg.errors import WeaksegError
 from weakseg.ops.fields import ImageField
@@ -102,6 +102,7 @@ def unchanged(item: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
 @dataclass(frozen=True)
 class TrainingImages(TorchDataset[dict[str, Tensor]]):
     """Random views of images: `image` (3, crop, crop) float32 and the fields that a method reads, each with its view.
+    Labels are uint8, or int32 where there are more than 254 classes (`deep`).
 
     `readers` read the `fields` of a sample. `prepare_image` and `prepare` make of an image and of a view what the
     method learns from (`methods.base.Method`).
@@ -115,6 +116,7 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
     prepare: Prepare = unchanged
     prepare_image: Prepare = unchanged
     mirrored_labels: Sequence[int] = ()
+    deep: bool = False
 
     images_per_draw: ClassVar[int] = 1
 
@@ -131,7 +133,12 @@ class TrainingImages(TorchDataset[dict[str, Tensor]]):
     def view(self, arrays: Mapping[str, npt.NDArray[Any]], rng: np.random.Generator) -> dict[str, Tensor]:
         """A random view of any image with its fields."""
         seen = self.prepare(self.augmentation(arrays, self.fields, rng, self.mirrored_labels))
-        return {name: torch.as_tensor(array) for name, array in seen.items()}
+        # An image whose own labels fit 8 bits may share a batch with one whose labels do not.
+        return {name: torch.as_tensor(_widened(array) if self.deep else array) for name, array in seen.items()}
+
+
+def _widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(np.int32) if array.dtype in (np.uint8, np.uint16) else array
 
 
 def read_fields(
@@ -174,7 +181,7 @@ class ReadTags:
 
 @dataclass(frozen=True)
 class ReadMarks:
-    """`marks` (H, W) uint8: the points and scribbles of the sample as a partial label map, 255 elsewhere."""
+    """`marks` (H, W): the points and scribbles of the sample as a partial label map, 255 elsewhere."""
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
         from weakseg.data.simulate import rasterise
@@ -192,7 +199,7 @@ class ReadFolder:
     folder: Path
 
     def __call__(self, sample: Sample) -> dict[str, npt.NDArray[Any]]:
-        values = read_label_map(self.path(sample))
+        values = read_bytes(self.path(sample))
         return {self.name: values[None].astype(np.float32) / 255 if self.field.follows == "maps" else values}
 
     def path(self, sample: Sample) -> Path:

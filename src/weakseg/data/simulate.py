@@ -19,7 +19,7 @@ import numpy.typing as npt
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import write_text
-from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, tags_of
+from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, label_array, tags_of
 from weakseg.threads import threaded
 
 KINDS = ("tags", "boxes", "points", "scribbles")
@@ -187,7 +187,7 @@ def rasterise(labels: WeakLabels, size: tuple[int, int], radius: float = 0) -> n
     from scipy.ndimage import distance_transform_edt
 
     nearest = np.full(size, np.inf)
-    result = np.full(size, VOID, np.uint8)
+    result = np.full(size, VOID, label_array(sorted(labels.present())).dtype)
     for label, drawn in sorted(_drawn(labels, size).items()):
         distance = distance_transform_edt(~drawn)
         result[distance == nearest] = VOID

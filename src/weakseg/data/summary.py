@@ -41,10 +41,7 @@ def describe(
     lines = [f"{name}: {_count(len(samples), 'image')}{_with(samples)}" for name, samples in parts.items()]
     distinct = {sample.name: sample for samples in parts.values() for sample in samples}
     images = Counter(label for sample in distinct.values() for label in sample.labels.present())
-    listed = (
-        f"{visible(name)} {images[label]}".replace(" ", NO_BREAK)
-        for label, name in enumerate(dataset.classes.names, start=1)
-    )
+    listed = (f"{visible(name)} {images[label]}".replace(" ", NO_BREAK) for label, name in dataset.classes.numbered())
     classes = _count(len(dataset.classes), "class", "classes")
     lines.append(f"{classes}, with labelled images: {', '.join(listed)}")
     there = kinds_of_labels(list(distinct.values()))

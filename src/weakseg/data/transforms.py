@@ -442,7 +442,7 @@ def _with_sides(name: str, field: ImageField, array: Array, mirrored_labels: Seq
     if not len(mirrored_labels):
         return array
     if field.follows == "labels":
-        table = np.arange(256, dtype=array.dtype)
+        table = np.arange(max(256, len(mirrored_labels)), dtype=array.dtype)
         table[: len(mirrored_labels)] = mirrored_labels
         return table[array]
     return array[np.asarray(mirrored_labels[1:]) - 1] if name == "tags" else array

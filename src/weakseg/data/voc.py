@@ -21,7 +21,7 @@ from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_nam
 from weakseg.data.pickled import read_pickled_dict
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_text
-from weakseg.labels import BACKGROUND, RESERVED, VOID, Box, Classes, WeakLabels, folded
+from weakseg.labels import BACKGROUND, RESERVED, VOID, VOID_OF_16_BITS, Box, Classes, WeakLabels, folded
 from weakseg.settings import shown
 
 # fmt: off
@@ -101,8 +101,12 @@ def _classes(root: Path) -> tuple[Classes, dict[int, int]]:
         classes = Classes(VOC_CLASSES)
         return classes, _translation(classes, {name: classes.label(name) for name in classes.names})
     numbers = read_json(path)
-    if not isinstance(numbers, dict) or not all(type(v) is int and 0 <= v <= 255 for v in numbers.values()):
-        raise WeaksegError(f'{path} must map each class name to its value in the masks, 0 … 255, such as {{"cat": 8}}.')
+    whole = isinstance(numbers, dict) and all(type(v) is int and 0 <= v <= VOID_OF_16_BITS for v in numbers.values())
+    if not whole:
+        raise WeaksegError(
+            f"{path} must map each class name to its value in the masks, 0 … 255 (of 16 bits: 0 … 65535), such as "
+            '{"cat": 8}.'
+        )
     numbers = {folded(name) if folded(name) in RESERVED else name: number for name, number in numbers.items()}
     names = sorted(numbers.keys() - set(RESERVED), key=lambda name: numbers[name])
     try:
@@ -115,7 +119,8 @@ def _classes(root: Path) -> tuple[Classes, dict[int, int]]:
 def _translation(classes: Classes, numbers: Mapping[str, int]) -> dict[int, int]:
     """File value → label."""
     labels = {"background": BACKGROUND, "void": VOID} | {name: classes.label(name) for name in classes.names}
-    numbers = {"background": BACKGROUND, "void": VOID, **numbers}
+    void = VOID_OF_16_BITS if max(numbers.values(), default=0) > VOID else VOID
+    numbers = {"background": BACKGROUND, "void": void, **numbers}
     translation: dict[int, int] = {}
     for name, value in numbers.items():
         if value in translation:

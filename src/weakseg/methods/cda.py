@@ -105,7 +105,7 @@ def cut_out(image: base.Image, mask: npt.NDArray[np.uint8]) -> Cutout:
 class Pool:
     """Crops in a folder: `crops/LABEL/NAME.png`, transparent outside of the object, and `index.json`.
 
-    `names` are those of the images that the crops come from, for the classes 1 … C.
+    `names` are those of the images that the crops come from, for the labels 1, 2, ….
     """
 
     folder: Path
@@ -121,14 +121,16 @@ class Pool:
             raise WeaksegError(fault)
         if not all(isinstance(names, list) and all(isinstance(n, str) for n in names) for names in index.values()):
             raise WeaksegError(fault)
-        return cls(folder, list(index.values()))
+        by_label: list[Sequence[str]] = [()] * classes.largest
+        for label, name in classes.numbered():
+            by_label[label - 1] = index[name]
+        return cls(folder, by_label)
 
     @staticmethod
     def write_index(folder: Path, classes: Classes, names: Mapping[int, Sequence[str]]) -> None:
         """`names` are those of the crops by label; a class without crops may be left out."""
-        write_json(
-            folder / "index.json", {name: list(names.get(k, ())) for k, name in enumerate(classes.names, start=1)}
-        )
+        index = {name: list(names.get(label, ())) for label, name in classes.numbered()}
+        write_json(folder / "index.json", index)
 
     @staticmethod
     def path(folder: Path, label: int, name: str) -> Path:

@@ -50,7 +50,7 @@ from weakseg.methods import base
 from weakseg.ops.fields import GEOMETRY, ImageField, in_view
 from weakseg.ops.resize import cell_areas, cell_counts
 
-LabelMap = npt.NDArray[np.uint8]
+LabelMap = npt.NDArray[Any]
 Grid = tuple[PositiveInt, PositiveInt]
 
 LAST_STAGE = 5
@@ -88,9 +88,7 @@ class Adjustment(base.Settings):
 
 def cleaned(mask: LabelMap, tags: Collection[int]) -> LabelMap:
     """A label map (H, W) whose labels that are not among the tags (1 … C) are background; void stays."""
-    kept = np.full(VOID + 1, BACKGROUND, np.uint8)
-    kept[[*tags, VOID]] = [*tags, VOID]
-    return kept[mask]
+    return np.where(np.isin(mask, [*tags, VOID]), mask, mask.dtype.type(BACKGROUND))
 
 
 def foreground_share(mask: LabelMap, tags: Collection[int], grid: Grid) -> npt.NDArray[np.float32]:

@@ -42,7 +42,7 @@ from torch.nn import functional as F
 
 from weakseg import parallel
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import VOID, label_array
 from weakseg.methods import base
 from weakseg.models.originals import mxnet_vgg16_name
 from weakseg.models.rates import four_groups
@@ -455,7 +455,7 @@ class ICDSeeds(base.MaskRule):
         if self.settings.crf is None or len(maps.labels) == 0:
             return seeds
         marginals = dense_crf(item["image"], self.unary(seeds, 1 + num_classes), self.settings.crf)
-        return np.where(marginals.max(0) < self.settings.least_probability, VOID, marginals.argmax(0)).astype(np.uint8)
+        return label_array(np.where(marginals.max(0) < self.settings.least_probability, VOID, marginals.argmax(0)))
 
     def unary(self, seeds: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.float32]:
         """U (count, H, W) of a label map of seeds (H, W). The authors share 1 - certainty among all labels, the seed's
@@ -477,7 +477,7 @@ def labelled_seeds(
     scores = maps.upsampled()
     if boundary == "adaptive":
         scores = adaptively_bounded(scores)
-    return seeds_of(item["cam"], scores, maps.labels.astype(np.uint8), salient)
+    return seeds_of(item["cam"], scores, label_array(maps.labels), salient)
 
 
 def adaptively_bounded(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import BACKGROUND, VOID
+from weakseg.labels import BACKGROUND, VOID, label_array
 from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -191,7 +191,7 @@ class IRNet(base.Refiner):
         """`labels` (H, W) uint8: what is surely a thing, surely background, or neither (void)."""
         thresholds = (settings.foreground_threshold, settings.background_threshold)
         things, not_background = confident_labels(image, maps.upsampled(), thresholds, settings.crf)
-        labels = np.array([BACKGROUND, *maps.labels], np.uint8)
+        labels = label_array([BACKGROUND, *maps.labels])
         return {"labels": combined_labels(labels[things], labels[not_background])}
 
     @classmethod

@@ -99,7 +99,7 @@ def load_model(folder: Path) -> Model:
         ) from None
     method = find_method(kind, name)
     settings = validate(method.Settings, raw, str(folder / CONFIG_NAME))
-    network = method(settings, len(classes), load_weights=False)
+    network = method(settings, classes.largest, load_weights=False)
     network.options = validate(method.Options, options, f"{folder / CONFIG_NAME}: options")
     state = read_state(folder / WEIGHTS_NAME)
     if fault := check_names_and_shapes(state, network.state_dict()):

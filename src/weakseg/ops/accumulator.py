@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import MAX_CLASSES, judged_labels
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
@@ -22,12 +22,18 @@ Scores = npt.NDArray[np.float64]
 
 
 class Accumulator:
-    """Integer counts that are summed over images."""
+    """Integer counts that are summed over images.
+
+    `num_classes` labels, 0 … num_classes - 1, are told apart. Scores of classes have an entry for each of those that
+    may be judged (`labels.judged_labels`): for all, if there are no more than 255.
+    """
 
     def __init__(self, num_classes: int, **counts: Counts) -> None:
-        if not 2 <= num_classes <= VOID:
-            raise WeaksegError(f"num_classes is {num_classes}; it counts the background too: 2 … {VOID}.")
+        most = MAX_CLASSES + 3
+        if not 2 <= num_classes <= most:
+            raise WeaksegError(f"num_classes is {num_classes}; it counts the background too: 2 … {most}.")
         self.num_classes = num_classes
+        self.judged = judged_labels(num_classes)
         self._counts = {"images": np.zeros(1, np.int64), **counts}
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
+from weakseg.labels import judged_labels
 from weakseg.ops.instances import Instances
 
 MIN_IOU = 0.5
@@ -71,11 +72,12 @@ class AveragePrecision:
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file; None stands for NaN."""
-        values = [None if np.isnan(value) else float(value) for value in self.average_precision()]
+        judged = judged_labels(self.num_classes)
+        values = [None if np.isnan(value) else float(value) for value in self.average_precision()[judged]]
         return {
             "images": self.images,
             "min_iou": self.min_iou,
-            "instances": self.instances.tolist(),
+            "instances": self.instances[judged].tolist(),
             "average_precision": values,
             "mean_average_precision": None if np.isnan(self.mean) else self.mean,
         }

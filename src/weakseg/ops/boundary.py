@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import VOID, judged_labels
 from weakseg.ops.accumulator import Accumulator, Array, Scores, as_json, mean_of_numbers, ratio
 from weakseg.ops.compiled import compiled
 from weakseg.ops.label_maps import Labels, checked_pair
@@ -39,7 +39,7 @@ class BoundaryScore(Accumulator):
                 f"The boundary tolerance is a fraction of the image diagonal (0 … 1); found {tolerance}."
             )
         names = ("truth", "truth_matched", "predicted", "predicted_matched")
-        super().__init__(num_classes, **{name: np.zeros(num_classes, np.int64) for name in names})
+        super().__init__(num_classes, **{name: np.zeros(len(judged_labels(num_classes)), np.int64) for name in names})
         self.tolerance = tolerance
 
     def update(self, truth: Array, prediction: Array, name: str) -> None:
@@ -56,7 +56,7 @@ class BoundaryScore(Accumulator):
         self._counts["images"] += 1
 
     def _add(self, name: str, contours: Labels) -> None:
-        self._counts[name] += np.bincount(contours.ravel(), minlength=VOID + 1)[: self.num_classes]
+        self._counts[name] += np.bincount(contours.ravel(), minlength=self.num_classes)[self.judged]
 
     def precision(self) -> Scores:
         """(num_classes,); NaN where no contour was predicted."""

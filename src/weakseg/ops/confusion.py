@@ -16,9 +16,9 @@ from weakseg.ops.label_maps import Labels, checked_pair
 class Confusion(Accumulator):
     """How often each true label was predicted as each label, over the pixels whose ground truth is not void.
 
-    `num_classes` includes the background (21 for PASCAL VOC). A true label that is no class (num_classes … 254)
-    cannot be predicted right, it only counts as predicted pixels; a predicted label that is no class, void among
-    them, only counts as true pixels.
+    `num_classes` includes the background (21 for PASCAL VOC). A true label that is no class cannot be
+    predicted right, it only counts as predicted pixels; a predicted label that is no class, void among them, only
+    counts as true pixels.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -39,20 +39,30 @@ class Confusion(Accumulator):
         """Pixels (num_classes + 1, num_classes + 1): true label × predicted label, "no class" last in both."""
         return self._counts["matrix"]
 
+    def judged_matrix(self) -> Counts:
+        """The same of the labels that may be judged, "no class" last."""
+        kept = [*self.judged, self.num_classes]
+        return self.matrix[np.ix_(kept, kept)]
+
     @property
     def true_positives(self) -> Counts:
         """TP (num_classes,): pixels of each class that were predicted as this class."""
-        return self.matrix.diagonal()[:-1]
+        return self.matrix.diagonal()[self.judged]
 
     @property
     def truth(self) -> Counts:
         """T (num_classes,): pixels of each class."""
-        return self.matrix.sum(axis=1)[:-1]
+        return self.matrix.sum(axis=1)[self.judged]
 
     @property
     def predicted(self) -> Counts:
         """P (num_classes,): pixels that were predicted as each class."""
-        return self.matrix.sum(axis=0)[:-1]
+        return self.matrix.sum(axis=0)[self.judged]
+
+    @property
+    def counts(self) -> Counts:
+        """(3, classes): TP, T and P."""
+        return np.stack([self.true_positives, self.truth, self.predicted])
 
     def iou(self) -> Scores:
         """IoU (num_classes,) as AffinityNet and SEAM define it: TP / (T + P - TP + 1e-10), so 0 for an absent class."""
@@ -121,7 +131,7 @@ class Confusion(Accumulator):
     def to_dict(self) -> dict[str, Any]:
         """All scores and counts for a JSON file; a score that is not defined is None."""
         return {
-            "num_classes": self.num_classes,
+            "num_classes": len(self.judged),
             "images": self.images,
             "pixels": int(self.matrix.sum()),
             "mean_iou": as_json(self.mean_iou),
@@ -135,7 +145,7 @@ class Confusion(Accumulator):
             "false_negative_share": as_json(self.false_negative_share()),
             "pixels_of_unknown_class": int(self.matrix[-1].sum()),
             "pixels_predicted_as_no_class": int(self.matrix[:, -1].sum()),
-            "matrix": self.matrix.tolist(),
+            "matrix": self.judged_matrix().tolist(),
         }
 
 
@@ -145,4 +155,5 @@ def _count_pairs(matrix: Counts, truth: Labels, prediction: Labels) -> None:
     no_class = matrix.shape[0] - 1
     for i in range(truth.size):
         if truth[i] != VOID:
-            matrix[min(truth[i], no_class), min(prediction[i], no_class)] += 1
+            of_class = prediction[i] != VOID and prediction[i] < no_class
+            matrix[min(truth[i], no_class), prediction[i] if of_class else no_class] += 1

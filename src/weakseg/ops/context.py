@@ -23,7 +23,7 @@ class OnContext(NamedTuple):
     pixels: int
 
 
-def on_context(maps: ActivationMaps, contexts: npt.NDArray[np.uint8]) -> list[OnContext]:
+def on_context(maps: ActivationMaps, contexts: npt.NDArray[Any]) -> list[OnContext]:
     """The sums over the maps, at the size of the image, of all classes whose context is in the picture.
 
     `contexts` (H, W) is at every pixel the class whose context is seen there, 0 elsewhere. Raises `WeaksegError` where
@@ -43,18 +43,18 @@ def on_context(maps: ActivationMaps, contexts: npt.NDArray[np.uint8]) -> list[On
     return found
 
 
-def context_scores(found: Sequence[OnContext], num_classes: int) -> dict[str, Any]:
+def context_scores(found: Sequence[OnContext], classes: Sequence[int]) -> dict[str, Any]:
     """For a JSON file, from the maps of all images:
 
     - `share`: sum of the activation on the context / sum of all activation, over all `maps`. It is plain, not divided
       by the area of the context.
     - `area`: pixels of the context / all pixels, over the same maps; the share of a map without any preference.
-    - `classes`: the same three for each class 1 … C.
+    - `classes`: the same three for each of these labels.
 
     Shares are null where there is no activation, areas where there are no maps.
     """
-    classes = [_scores([part for part in found if part.label == k]) for k in range(1, num_classes + 1)]
-    return {**_scores(found), "classes": classes}
+    of_class = [_scores([part for part in found if part.label == label]) for label in classes]
+    return {**_scores(found), "classes": of_class}
 
 
 def _scores(found: Sequence[OnContext]) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class ImageField:
 TAGS = ImageField("whole")
 """(C,) float32: 1 for classes that the weak labels name, else 0."""
 LABELS = ImageField("labels")
-"""(H, W) uint8: 0 background, 1 … C, 255 void."""
+"""(H, W): 0 background, 1 … C, 255 void."""
 PARTIAL_LABELS = ImageField("labels", partial=True)
-"""(H, W) uint8: 0 background, 1 … C, 254 unlabelled, 255 void; C is at most 253."""
+"""(H, W): 0 background, 1 … C, 254 unlabelled, 255 void."""
 GEOMETRY = ImageField("geometry", at_inference=True)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from weakseg.errors import WeaksegError
+from weakseg.labels import judged_labels
 from weakseg.ops.accumulator import Array, Scores
 from weakseg.ops.label_maps import checked_pair
 
@@ -50,12 +51,12 @@ class InstanceWeighted:
         self.of_image[name] = np.stack([right / (of_truth + predicted - right + EPSILON), instances])
 
     def iou(self) -> Scores:
-        """(num_classes,), 0 for a class without instances."""
+        """(classes,), 0 for a class without instances."""
         if not self.of_image:
             raise WeaksegError("No image was evaluated, so there is no score. Is the list of images empty?")
         iou, instances = np.stack([self.of_image[name] for name in sorted(self.of_image)]).transpose(1, 0, 2)
         total: Scores = (iou * instances).sum(0) / (instances.sum(0) + EPSILON)
-        return total
+        return total[judged_labels(self.num_classes)]
 
     @property
     def mean_iou(self) -> float:

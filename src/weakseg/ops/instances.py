@@ -49,7 +49,7 @@ class Instances:
         Of those that overlap the last is seen."""
         numbers = np.zeros(self.masks.shape[1:], np.uint8)
         for place, mask in enumerate(self.masks[self.scores > 0]):
-            numbers[mask] = 1 + place % MAX_CLASSES
+            numbers[mask] = 1 + place % (VOID - 1)
         return numbers
 
 

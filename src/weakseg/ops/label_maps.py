@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID
+from weakseg.labels import VOID, VOID_OF_16_BITS, label_array
 
 Array = npt.NDArray[Any]
-Labels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[Any]
+"""(H, W), uint8 or uint16."""
 
 
 def checked_pair(truth: Array, prediction: Array, name: str) -> tuple[Labels, Labels]:
@@ -30,11 +31,13 @@ def checked_label_map(labels: Array, what: str, name: str) -> Labels:
         raise WeaksegError(f"{name}: the {what} has shape {labels.shape}; expected a label map (H, W).{colour}")
     if labels.dtype.kind not in "iu":
         raise WeaksegError(f"{name}: the {what} is of type {labels.dtype}; expected labels as whole numbers (uint8).")
-    if labels.dtype == np.uint8:
+    if labels.dtype in (np.uint8, np.uint16):
         return labels
-    if labels.max() > VOID:
-        raise WeaksegError(f"{name}: the {what} holds the label {labels.max()}; labels are 0 … 254, 255 for void.")
-    return np.where(labels < 0, VOID, labels).astype(np.uint8)
+    if labels.max() >= VOID_OF_16_BITS:
+        raise WeaksegError(
+            f"{name}: the {what} holds the label {labels.max()}; labels are below {VOID_OF_16_BITS}, and 255 is void."
+        )
+    return label_array(np.where(labels < 0, VOID, labels))
 
 
 def require_same_size(truth: Labels, size: tuple[int, ...], what: str, name: str) -> None:

@@ -1,7 +1,8 @@
 """Partial label maps: labels where weak labels are sure of them, *unlabelled* elsewhere.
 
-A partial label map is uint8 (H, W): 0 background, 1 … C classes, 254 unlabelled, 255 void. An unlabelled pixel takes
-part in a training, but has no label; a void one does not take part. So C is at most 253.
+A partial label map (H, W): 0 background, 1 … C classes, 254 unlabelled, 255 void. An unlabelled pixel takes part in a
+training, but has no label; a void one does not take part. With 254 classes, 254 is taken; with more it is free again
+(`labels`).
 
 Ke, Hwang, Yu, *Universal Weakly Supervised Segmentation by Pixel-to-Segment Contrastive Learning*, ICLR 2021,
 section 4: the numbers. The rule for tags is that of SEAM's background score. The paper states the rule for boxes in
@@ -12,19 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from weakseg.labels import BACKGROUND, UNLABELLED, Box
+from weakseg.labels import BACKGROUND, UNLABELLED, Box, label_array
 from weakseg.ops.activation import ActivationMaps
 
-LabelMap = npt.NDArray[np.uint8]
+LabelMap = npt.NDArray[Any]
+"""uint8 or uint16."""
 Size = tuple[int, int]
 BoxScore = Callable[[Box], npt.NDArray[np.float32]]
 """The score (h, w) of each pixel inside of a box to be the box's class."""
-
-MAX_PARTIAL_CLASSES = UNLABELLED - 1
 
 
 def tag_labels(maps: ActivationMaps, tags: Collection[int], alpha: float = 6, threshold: float = 0.2) -> LabelMap:
@@ -37,7 +38,7 @@ def tag_labels(maps: ActivationMaps, tags: Collection[int], alpha: float = 6, th
     scores = maps.unsigned().upsampled()[chosen]
     background = (1 - scores.max(0, initial=0)) ** alpha
     scores = np.concatenate([background[None], scores])
-    labels = np.array([BACKGROUND, *maps.labels[chosen]], np.uint8)[scores.argmax(0)]
+    labels = label_array([BACKGROUND, *maps.labels[chosen]])[scores.argmax(0)]
     return np.where(scores.max(0) < threshold, np.uint8(UNLABELLED), labels)
 
 
@@ -48,7 +49,7 @@ def box_labels(boxes: Sequence[Box], size: Size, score: BoxScore, threshold: flo
     is background.
     """
     best = np.full(size, -np.inf, np.float32)
-    result = np.full(size, BACKGROUND, np.uint8)
+    result = np.full(size, BACKGROUND, label_array([box.label for box in boxes]).dtype)
     for box in boxes:
         place = np.s_[box.y0 : box.y1, box.x0 : box.x1]
         of_box, before, labels = score(box), best[place], result[place]

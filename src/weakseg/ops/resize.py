@@ -97,7 +97,7 @@ def shrink_image(image: npt.NDArray[np.uint8], long_side: int | None) -> npt.NDA
 def shrink_marks(marks: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A partial label map (H, W), 255 where nothing is known, at a smaller `size`; no mark is lost, however thin."""
     y, x = np.nonzero(marks != VOID)
-    small = np.full(size, VOID, np.uint8)
+    small = np.full(size, VOID, marks.dtype)
     small[y * size[0] // marks.shape[0], x * size[1] // marks.shape[1]] = marks[y, x]
     return small
 

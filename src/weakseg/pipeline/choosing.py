@@ -10,7 +10,7 @@ import numpy as np
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.ops.bootstrap import CONFIDENCE, Matrices, gain_interval, mean_iou
+from weakseg.ops.bootstrap import CONFIDENCE, Counts, gain_interval, mean_iou
 from weakseg.ops.confusion import Confusion
 from weakseg.pipeline.inference import LabelArray
 from weakseg.progress import Progress
@@ -55,14 +55,14 @@ def choose(
     elsewhere. All processes share the images and get the same answer."""
     tried = samples[:: -(-len(samples) // MOST)]
 
-    def confusions(sample: Sample) -> Matrices:
+    def confusions(sample: Sample) -> Counts:
         assert sample.mask is not None
         truth = sample.mask.read()
         found = []
         for candidate in candidates:
             counted = Confusion(num_classes)
             counted.update(truth, decide(candidate, sample), sample.name)
-            found.append(counted.matrix)
+            found.append(counted.counts)
         return np.stack(found)
 
     mine, own = parallel.share(list(enumerate(tried))), {}

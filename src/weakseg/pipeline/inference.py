@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
+from weakseg.labels import BACKGROUND, Classes, label_array
 from weakseg.methods.base import Deciding, Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
@@ -30,7 +31,8 @@ from weakseg.settings import Settings
 from weakseg.threads import pipelined
 
 T = TypeVar("T")
-LabelArray = npt.NDArray[np.uint8]
+LabelArray = npt.NDArray[Any]
+"""uint8, or uint16 where there are more than 254 classes."""
 
 Threshold = Annotated[float, Field(ge=0)]
 
@@ -76,7 +78,7 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prediction:
-    """`labels` uint8 (H, W), and the scores they come from: row r of `scores` float32 (R, H, W) is of label
+    """`labels` (H, W), and the scores they come from: row r of `scores` float32 (R, H, W) is of label
     `score_labels[r]`; the largest wins. A segmenter's scores are probabilities of all classes. Where scores are not
     kept, they have no rows."""
 
@@ -203,8 +205,9 @@ def _scores(
             all_scores = network.probabilities(views, device, model.classes.mirrored(), mirror=inference.mirror)
         else:
             all_scores = multi_scale_probabilities(network.logits, views, device, mirror=inference.mirror)
+        score_labels = all_labels(model.classes)
         for scores in all_scores:
-            yield scores, np.arange(len(scores), dtype=np.uint8)
+            yield (scores[score_labels.tolist()] if model.classes.deep else scores), score_labels
         return
     assert isinstance(network, Localiser)
     labels = [sorted(present or ()) for present in known]
@@ -215,7 +218,7 @@ def _scores(
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
         scores = torch.from_numpy(against_background(kept.upsampled(), _threshold(kept, inference)))
-        yield scores, np.array([0, *present], np.uint8)
+        yield scores, label_array([BACKGROUND, *present])
 
 
 def _present(
@@ -243,7 +246,7 @@ def window_side(model: Model, size: tuple[int, int], inference: Inference) -> in
     if side is None or model.network.fields_at_inference():
         return None
     if side == "auto":
-        labels = 1 + len(model.classes)
+        labels = 1 + model.classes.largest
         of_crf = BYTES_OF_CRF * min(labels, LABELS_OF_CRF) if inference.crf else 0
         bytes_per_pixel = BYTES_OF_NETWORK * max(inference.scales) ** 2 + BYTES_OF_SCORES * labels + of_crf
         pixels = WINDOW_MEMORY / bytes_per_pixel
@@ -269,10 +272,10 @@ def _in_windows(
     if isinstance(network, Localiser):
         maps = _maps_in_windows(network, image, side, inference, device, present)
         threshold = _threshold(maps, inference)
-        score_labels = np.array([0, *maps.labels], np.uint8)
+        score_labels = label_array([BACKGROUND, *maps.labels])
     else:
-        score_labels = np.arange(1 + len(model.classes), dtype=np.uint8)
-    labels = np.empty(size, np.uint8)
+        score_labels = all_labels(model.classes)
+    labels = np.empty(size, score_labels.dtype)
     kept = np.zeros((len(score_labels), *size), np.float32) if keep_scores else _no_scores(image)
     for window in windows(size, side):
         seen = np.ascontiguousarray(image[window.seen])
@@ -312,6 +315,11 @@ def _maps_in_windows(
     return normalise_maps(maps, labels, size, stride)
 
 
+def all_labels(classes: Classes) -> LabelArray:
+    """The labels of the background and all classes, in order."""
+    return label_array([BACKGROUND, *classes.labels])
+
+
 def _no_scores(image: Image) -> Scores:
     return np.empty((0, *image.shape[:2]), np.float32)
 
@@ -322,7 +330,7 @@ def _no_scores(image: Image) -> Scores:
 def decide(
     image: Image,
     scores: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.uint8],
+    labels: LabelArray,
     crf: CRFParameters | str | None,
     device: torch.device,
 ) -> Prediction:

@@ -213,6 +213,7 @@ class Learning(Stage):
             Prepared(self.method_kind, self.method, self.model, whole=False),
             Prepared(self.method_kind, self.method, self.model, whole=True),
             context.dataset.classes.mirrored(),
+            context.dataset.classes.deep,
         )
 
     def wrapped(self, images: TrainingImages, context: Context) -> TrainingSet:
@@ -235,7 +236,7 @@ class Learning(Stage):
         """The method's network, with the weights that it starts from."""
         method = self.method_class()
         torch.manual_seed(context.seed)
-        network = method(self.method_settings(context), len(context.dataset.classes), load_weights=load_weights)
+        network = method(self.method_settings(context), context.dataset.classes.largest, load_weights=load_weights)
         network.options = method.Options.model_validate(self.options)
         return network
 
@@ -250,7 +251,7 @@ class Learning(Stage):
         readers = stage_readers(context, made)
         free = [name for name in names if name not in self.inputs]
         if "tags" in free:
-            readers.append(ReadTags(len(context.dataset.classes)))
+            readers.append(ReadTags(context.dataset.classes.largest))
         if "marks" in free:
             readers.append(ReadMarks())
         return [*readers, *(reader for reader in self._folder_readers(context, method) if reader.name in free)]

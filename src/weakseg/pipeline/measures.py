@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_label_map
+from weakseg.data.images import image_size, read_bytes
 from weakseg.errors import WeaksegError
 from weakseg.labels import Classes
 from weakseg.ops.accumulator import Accumulator, as_json
@@ -26,7 +26,7 @@ from weakseg.progress import Progress
 from weakseg.threads import threaded
 
 A = TypeVar("A", bound=Accumulator)
-LabelMap = npt.NDArray[np.uint8]
+LabelMap = npt.NDArray[Any]
 
 
 @dataclass
@@ -41,7 +41,7 @@ class MaskScores:
     @classmethod
     def of(cls, classes: Classes) -> MaskScores:
         """Nothing counted yet."""
-        return cls(Confusion(len(classes) + 1), BoundaryScore(len(classes) + 1))
+        return cls(Confusion(classes.largest + 1), BoundaryScore(classes.largest + 1))
 
     def update(self, truth: LabelMap, prediction: LabelMap, name: str) -> None:
         """Count one image."""
@@ -76,12 +76,12 @@ def measure_masks(
     """The scores of the label maps that `read` gives, against the samples' ground truth; with `by_instances`, those
     weighted by instances, too, where the samples have objects."""
     scores = MaskScores.of(classes)
-    weighted = InstanceWeighted(len(classes) + 1) if by_instances else None
+    weighted = InstanceWeighted(classes.largest + 1) if by_instances else None
     pairs = _shared(samples, lambda sample: (sample, _truth(sample), read(sample)), title)
     for sample, truth, prediction in pairs:
         scores.update(truth, prediction, sample.name)
         if weighted is not None and sample.objects is not None:
-            weighted.update(truth, prediction, read_label_map(sample.objects), sample.name)
+            weighted.update(truth, prediction, read_bytes(sample.objects), sample.name)
     return replace(over_ranks(scores), weighted=_over_ranks(weighted))
 
 
@@ -89,7 +89,7 @@ def measure_curve(
     samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], ActivationMaps]
 ) -> ThresholdCurve:
     """The mIoU of activation maps at every background threshold."""
-    curve = ThresholdCurve(len(classes) + 1)
+    curve = ThresholdCurve(classes.largest + 1)
 
     def load(sample: Sample) -> tuple[Sample, LabelMap, ActivationMaps, npt.NDArray[np.float32]]:
         maps = read(sample)
@@ -121,7 +121,7 @@ def measure_context(
     for part in parallel.gather(dict(_shared(drawn, load, "activation on context"))):
         found.update(part)
     # In an order that does not depend on the number of processes, as sums of fractions do on theirs.
-    return context_scores([part for name in sorted(found) for part in found[name]], len(classes))
+    return context_scores([part for name in sorted(found) for part in found[name]], classes.labels)
 
 
 def sum_counts(accumulator: A) -> A:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,21 @@ import numpy as np
 import torch
 
 from weakseg.data.folder import read_tags
-from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, write_image, write_label_map
+from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, stored_values, write_image, write_label_map
 from weakseg.errors import WeaksegError, out_of_memory
 from weakseg.files import write_json, write_npz, write_text
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
 from weakseg.ops.resize import shrink_image
-from weakseg.pipeline.inference import PRESENT, Inference, Prediction, predict, predict_batches, require_images_only
+from weakseg.pipeline.inference import (
+    PRESENT,
+    Inference,
+    Prediction,
+    all_labels,
+    predict,
+    predict_batches,
+    require_images_only,
+)
 from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.run import RECIPE_NAME
 from weakseg.pipeline.stage import MODEL_FOLDER
@@ -131,9 +139,10 @@ def predict_files(
     if tags is not None and not known:
         raise WeaksegError(f"{tags} says nothing of any of the {len(files)} images, such as {next(iter(named))}.")
     make_ready(model, device)
-    write_json(out / "classes.json", {"background": 0, **{name: i for i, name in _numbered(model)}, "void": 255})
+    values = {name: value for value, name in enumerate(model.classes.names, start=1)}
+    write_json(out / "classes.json", {"background": 0, **values, "void": model.classes.void_value})
     keep_scores = probabilities or model.long_side is not None  # results are enlarged by them
-    failures: dict[Job, str] = {}
+    deep, failures = model.classes.deep, dict[Job, str]()
     areas: dict[Job, list[int]] = {}
 
     def present(job: Job) -> frozenset[int] | None:
@@ -151,13 +160,15 @@ def predict_files(
         if model.long_side is not None and max(image.shape) >= model.long_side:
             image = read_image(job[0])
             prediction = prediction.enlarged(item["image"], image, keep_scores=probabilities)
-        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels)
+        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels, deep=deep)
         if overlays:
             write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
         if probabilities:
-            arrays = {"labels": prediction.score_labels, "scores": prediction.scores.astype("float16")}
+            numbers = stored_values(prediction.score_labels, deep=deep)
+            arrays = {"labels": numbers, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
-        areas[job] = np.bincount(prediction.labels.ravel(), minlength=1 + len(model.classes)).tolist()
+        counts = np.bincount(prediction.labels.ravel(), minlength=1 + model.classes.largest)
+        areas[job] = counts[all_labels(model.classes)].tolist()
 
     def predict_alone(job: Job) -> None:
         try:
@@ -204,10 +215,6 @@ def _write_areas(path: Path, model: Model, areas: Mapping[Job, Sequence[int]]) -
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:
     return out / kind / name.parent / (name.name + suffix)
-
-
-def _numbered(model: Model) -> Iterator[tuple[int, str]]:
-    return enumerate(model.classes.names, start=1)
 
 
 def _how(model: Model, inference: Inference, known: int, images: int) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import AfterValidator, Field
@@ -15,6 +14,7 @@ from torch import Tensor
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image, read_label_map
 from weakseg.errors import WeaksegError
+from weakseg.labels import label_array
 from weakseg.methods.base import Segmenter, absolute, find_method, version_of
 from weakseg.methods.store import load_model, make_ready
 from weakseg.ops.crf_parameters import known_or_none
@@ -93,7 +93,7 @@ class BySimilarity(Stage):
     def mask_of(self, sample: Sample, scores: Tensor, device: torch.device) -> LabelArray:
         """The label map (H, W) of a sample, at the size of its file, from scores (1 + C, h, w) at the size that is
         worked on."""
-        image, rows = sample.read_image(), np.arange(len(scores), dtype=np.uint8)
+        image, rows = sample.read_image(), label_array(range(len(scores)))
         decided = decide(image, scores.cpu().numpy(), rows, self.crf, device)
         return (decided.enlarged(image, read_image(sample.image)) if sample.long_side else decided).labels
 

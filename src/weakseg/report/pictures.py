@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from weakseg.data.images import overlay
-from weakseg.labels import BACKGROUND, VOID, Classes
+from weakseg.labels import BACKGROUND, Classes
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -95,19 +95,15 @@ def data_uri(pixels: Pixels) -> str:
 def css_colours(labels: Iterable[int]) -> dict[int, str]:
     """The colours in which `painted` shows labels on middle grey, such as "#a03c3c"."""
     grey = np.full((1, 1, 3), 128, np.uint8)
-    return {label: "#" + overlay(grey, np.full((1, 1), label, np.uint8), 0.65).tobytes().hex() for label in labels}
+    return {label: "#" + overlay(grey, np.full((1, 1), label), 0.65).tobytes().hex() for label in labels}
 
 
 def shares(labels: Pixels, classes: Classes) -> str:
     """What a label map shows, in words: "dog 34 %, cat 5 %", the largest class first."""
-    counts = np.bincount(labels.ravel(), minlength=VOID + 1)
+    counts = np.bincount(labels.ravel())
     there = [label for label in np.argsort(-counts, kind="stable") if counts[label] and label != BACKGROUND]
-    named = [f"{_name(label, classes)} {100 * counts[label] / labels.size:.0f} %" for label in there]
+    named = [f"{classes.name(label)} {100 * counts[label] / labels.size:.0f} %" for label in there]
     return ", ".join(named) or "only background"
-
-
-def _name(label: int, classes: Classes) -> str:
-    return classes.name(label) if label == VOID or label <= len(classes) else f"unknown label {label}"
 
 
 def ranked(scores: Mapping[str, float | None], count: int) -> dict[str, list[str]]:

@@ -52,6 +52,9 @@ STYLE: Any = {
 MAX_NUMBERED_CLASSES = 12
 """Confusion matrices of up to this many rows have a number in every cell."""
 
+MAX_DRAWN_CLASSES = 100
+"""A plot of more classes would be too large to be drawn: it shows so many of them."""
+
 NOT_LOSSES = ("step", "epoch", "lr", "images_per_s")
 """The keys of a training log's lines that are no term of the loss."""
 
@@ -103,7 +106,7 @@ class Plot:
 
 @_style()
 def confusion_matrix(matrix: npt.ArrayLike, names: Sequence[str]) -> Plot:
-    """What the pixels of each class were taken for, in % of the class.
+    """What the pixels of each class were taken for, in % of the class; of many classes, those with the most pixels.
 
     `matrix` holds pixel counts, true label × predicted label: (n, n) for the n `names` (background first), or
     (n + 1, n + 1) with "no class" last, as `Confusion.matrix`; that row or column is only drawn where it counts.
@@ -111,6 +114,11 @@ def confusion_matrix(matrix: npt.ArrayLike, names: Sequence[str]) -> Plot:
     counts = np.asarray(matrix, np.float64)
     if counts.shape not in ((len(names),) * 2, (len(names) + 1,) * 2):
         raise WeaksegError(f"A confusion matrix of shape {counts.shape} does not fit {len(names)} class names.")
+    if len(names) > MAX_DRAWN_CLASSES:
+        pixels = (counts.sum(0) + counts.sum(1))[: len(names)]
+        kept = np.sort(np.argsort(-pixels, kind="stable")[:MAX_DRAWN_CLASSES])
+        names, kept = [names[place] for place in kept], np.append(kept, np.arange(len(names), len(counts)))
+        counts = counts[np.ix_(kept, kept)]
     rows = _drawn_names(names, counts.sum(axis=1))
     columns = _drawn_names(names, counts.sum(axis=0))
     counts = counts[: len(rows), : len(columns)]
@@ -139,13 +147,19 @@ def iou_bars(series: Mapping[str, Sequence[float | None]], names: Sequence[str])
     """IoU per class, one bar for each series.
 
     `series` maps what was evaluated to the IoU of each of the `names`, as fractions; None for an absent class, which
-    gets no bar.
+    gets no bar. Of many classes, those with the lowest IoU in the first series are drawn, absent ones last.
     """
     if not series:
         raise WeaksegError("There is no IoU to draw.")
     for title, values in series.items():
         if len(values) != len(names):
             raise WeaksegError(f'"{title}" has {len(values)} IoUs, but there are {len(names)} class names.')
+    if len(names) > MAX_DRAWN_CLASSES:
+        first = next(iter(series.values()))
+        order = sorted(range(len(names)), key=lambda place: (first[place] is None, first[place]))
+        kept = sorted(order[:MAX_DRAWN_CLASSES])
+        names = [names[place] for place in kept]
+        series = {title: [values[place] for place in kept] for title, values in series.items()}
     thickness = 0.8 / len(series)
     row = 0.28 if len(series) == 1 else 0.12 + 0.16 * len(series)
     figure, axes = _figure(WIDTH, 1.1 + row * len(names) + 0.25 * len(series) * (len(series) > 1))

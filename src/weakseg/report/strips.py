@@ -41,7 +41,7 @@ def strips(run: RunFolder) -> Iterator[Markup]:
 
 def legend(classes: Classes) -> Markup:
     """The colours of the classes."""
-    labels = [*range(1, len(classes) + 1), VOID]
+    labels = [*classes.labels, VOID]
     entries = (
         element("li", element("span", class_="swatch", style=f"background:{colour}"), classes.name(label))
         for label, colour in pictures.css_colours(labels).items()

@@ -11,7 +11,7 @@ import numpy as np
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
-from weakseg.labels import Classes
+from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.inference import UNDIVIDED, LabelArray, own_threshold
 from weakseg.pipeline.stages.maps import read_maps
@@ -78,5 +78,5 @@ def _mask(scores: np.ndarray, maps: ActivationMaps, level: float) -> LabelArray:
     """The class with the largest score where it is above the background's (H, W)."""
     if not len(maps.labels):
         return np.zeros(maps.size, np.uint8)
-    best = maps.labels.astype(np.uint8)[scores.argmax(0)]
+    best = label_array(maps.labels)[scores.argmax(0)]
     return np.where(scores.max(0) > np.float32(level), best, np.uint8(0))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weakseg.files import read_json
+from weakseg.labels import Classes
 from weakseg.ops.trust import rank_correlation
 from weakseg.pipeline.trust import TRUST_NAME
 from weakseg.report.markup import Markup, Share, element, table
@@ -65,9 +66,9 @@ def trust_part(run: RunFolder, stage: str) -> Iterator[Markup]:
     )
     yield element("h3", title)
     yield element("p", f"{explanation} {_against_truth(run, title, images)}", class_="explanation")
-    yield table(*_class_cells(images, run.data["classes"]), "Classes, the least trusted first, in percent")
+    yield table(*_class_cells(images, Classes(run.data["classes"])), "Classes, the least trusted first, in percent")
     caption = f"The {min(len(images), IMAGES_SHOWN)} least trusted of {len(images)} images, in percent"
-    yield table(*_image_cells(images[:IMAGES_SHOWN], run.data["classes"]), caption, texts=2)
+    yield table(*_image_cells(images[:IMAGES_SHOWN], Classes(run.data["classes"])), caption, texts=2)
 
 
 def _against_truth(run: RunFolder, title: str, images: Sequence[Judged]) -> str:
@@ -80,24 +81,24 @@ def _against_truth(run: RunFolder, title: str, images: Sequence[Judged]) -> str:
     return f"Over {len(pairs)} images with ground truth, its rank correlation with their IoU is {correlation:.2f}."
 
 
-def _class_cells(images: Sequence[Judged], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _class_cells(images: Sequence[Judged], classes: Classes) -> tuple[list[str], list[list[str]]]:
     found: dict[int, list[OfClass]] = {}
     for image in images:
         for label, of_class in image.classes.items():
             found.setdefault(label, []).append(of_class)
     means = {label: _means(of_images) for label, of_images in found.items()}
     rows = [
-        [names[label - 1], *_numbers(means[label]), str(len(found[label]))]
+        [classes.name(label), *_numbers(means[label]), str(len(found[label]))]
         for label in sorted(means, key=lambda label: (means[label]["trust"], label))
     ]
     return ["class", *COLUMNS, "images"], rows
 
 
-def _image_cells(images: Sequence[Judged], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _image_cells(images: Sequence[Judged], classes: Classes) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             image.name,
-            names[image.worst - 1],
+            classes.name(image.worst),
             Share(percent(image.trust), image.trust),
             percent(sum(of_class["covered"] for of_class in image.classes.values())),
             str(len(image.classes)),

@@ -54,13 +54,13 @@ class Confounders(Stage):
 
     def run(self, context: Context, folder: Path) -> None:
         source, mine = context.folder(self.masks), parallel.share(context.train)
-        sums = conta.ConfounderSums(len(context.dataset.classes), self.grid)
+        sums = conta.ConfounderSums(context.dataset.classes.largest, self.grid)
         with Progress("confounders", len(mine)) as progress:
             for sample, mask in zip(mine, threaded(lambda s: read_mask(source, s), mine), strict=True):
                 sums.add(mask, sample.labels.present())
                 progress.advance()
         found = sums.over_ranks().confounders(self.average)
-        absent = [name for name, count in zip(context.dataset.classes.names, found.count, strict=True) if not count]
+        absent = [name for label, name in context.dataset.classes.numbered() if not found.count[label - 1]]
         context.log("confounders", images=found.images, classes_without=absent)
         if parallel.rank() == 0:
             found.save(folder / FILE_NAME, context.dataset.classes)
@@ -104,7 +104,7 @@ def _part(run: RunFolder, name: str) -> Iterator[Markup]:
     found = conta.Confounders.load(run.root / name / FILE_NAME, classes)
     largest = float(found.confounder.max())
     yield element("h3", f"Confounders ({name})")
-    if absent := [classes.name(k) for k, count in enumerate(found.count, start=1) if not count]:
+    if absent := [name for label, name in classes.numbered() if not found.count[label - 1]]:
         yield note(f"Without images, and so without a confounder: {', '.join(absent)}.")
     yield element(
         "p",
@@ -112,9 +112,9 @@ def _part(run: RunFolder, name: str) -> Iterator[Markup]:
         class_="explanation",
     )
     figures = []
-    for k, count in enumerate(found.count.tolist(), start=1):
-        caption = f"{classes.name(k)}: {count} images"
-        picture = pictures.heat(found.confounder[k - 1] / max(largest, 1e-12))
+    for label, name in classes.numbered():
+        caption = f"{name}: {found.count[label - 1]} images"
+        picture = pictures.heat(found.confounder[label - 1] / max(largest, 1e-12))
         figures.append(figure(picture, caption, f"Average mask of {caption}"))
     yield strip(figures, columns=4)
 

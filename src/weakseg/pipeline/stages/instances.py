@@ -96,7 +96,7 @@ class InstanceMasks(ByRefiner):
 
 def measure(context: Context, folder: Path) -> AveragePrecision:
     """The average precision on the images of the score split whose instances are known, of all processes."""
-    scores = AveragePrecision(len(context.dataset.classes) + 1)
+    scores = AveragePrecision(context.dataset.classes.largest + 1)
     for sample in parallel.share([sample for sample in context.score if sample.objects is not None]):
         truth = sample.instances()
         if truth is not None:

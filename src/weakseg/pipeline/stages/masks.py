@@ -20,6 +20,7 @@ from weakseg.data.images import read_image, read_label_map, write_jpeg, write_la
 from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
+from weakseg.labels import BACKGROUND, label_array
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
@@ -138,7 +139,7 @@ class Masks(Stage):
             background, decide_mask = None, self._by_method(context, folder)
 
         def write(sample: Sample) -> None:
-            write_label_map(mask_path(folder, sample), decide_mask(sample))
+            write_label_map(mask_path(folder, sample), decide_mask(sample), deep=context.dataset.classes.deep)
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
         write_overlays(context, folder)
@@ -190,7 +191,7 @@ class Masks(Stage):
                 crfs |= {None: None} | {other: PARAMETERS[other] for other in TRIED_CRFS}
             choice = choose(
                 context.score,
-                len(context.dataset.classes) + 1,
+                context.dataset.classes.largest + 1,
                 [(threshold, crf) for threshold in thresholds for crf in crfs],
                 lambda candidate, sample: mask_with(candidate[0], crfs[candidate[1]], sample),
             )
@@ -221,7 +222,7 @@ class Masks(Stage):
     def _by_method(self, context: Context, folder: Path) -> Decide:
         """What the rule of a method says."""
         method, source = find_method(MaskRule, self.rule), context.folder(self.maps)
-        rule, count = method(method.Settings.model_validate(self.options)), len(context.dataset.classes)
+        rule, count = method(method.Settings.model_validate(self.options)), context.dataset.classes.largest
         readers: list[Reader] = [*stage_readers(context, self.inputs), *self._folders(context)]
         self._write_curve(context, source, folder)
 
@@ -326,11 +327,11 @@ def _scores(
 ) -> tuple[npt.NDArray[np.float32], LabelArray]:
     """Scores (R, h, w) of a background and the classes of maps, and their labels (R,), from scores (K, h, w) of the
     maps at some size. Without a score of the background, it is that of the maps."""
-    labels = maps.labels.astype(np.uint8)
+    labels = label_array(maps.labels)
     if background is None:
         return scores, labels
     scores, labels = scores[maps.has_background :], labels[maps.has_background :]
-    return against_background(scores, background), np.array([0, *labels], np.uint8)
+    return against_background(scores, background), label_array([BACKGROUND, *labels])
 
 
 STAGE = Masks

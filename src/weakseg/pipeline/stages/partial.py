@@ -20,7 +20,6 @@ from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID, WeakLabels
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.partial import (
-    MAX_PARTIAL_CLASSES,
     LabelMap,
     Size,
     activation_in_box,
@@ -78,11 +77,12 @@ class Partial(Stage):
 
     def prepare(self, context: Context) -> None:
         """Raise `WeaksegError` for too many classes, for boxes without maps, and where no image gets any label."""
-        count, samples = len(context.dataset.classes), context.weakly_labelled()
-        if count > MAX_PARTIAL_CLASSES:
+        classes, samples = context.dataset.classes, context.weakly_labelled()
+        if UNLABELLED in classes.labels:
             raise WeaksegError(
-                f"The data set has {count} classes; partial label maps hold at most {MAX_PARTIAL_CLASSES}, since "
-                f"{UNLABELLED} is unlabelled and {VOID} void in them."
+                f"The data set has {len(classes)} classes; partial label maps of 8 bits hold at most {UNLABELLED - 1}, "
+                f"since {UNLABELLED} is unlabelled and {VOID} void in them. Leave out a class, or add one that no "
+                "image shows: with more classes, maps have 16 bits."
             )
         boxed = [sample.name for sample in samples if sample.labels.boxes]
         if boxed and "boxes" in self.kinds and self.boxes == "maps" and self.maps is None:
@@ -106,8 +106,9 @@ class Partial(Stage):
             if maps is not None and sample.long_side:
                 # Boxes, points and scribbles are drawn at the size of the image's file.
                 maps = replace(maps, maps=resize_bilinear(maps.upsampled(), size), size=size, stride=1)
-            write_label_map(partial_path(folder, sample), self.label_map(sample.labels, size, maps))
+            write_label_map(partial_path(folder, sample), self.label_map(sample.labels, size, maps), deep=deep)
 
+        deep = context.dataset.classes.deep
         complete("partial label maps", context.weakly_labelled(), partial(partial_path, folder), write)
 
     def label_map(self, labels: WeakLabels, size: Size, maps: ActivationMaps | None) -> LabelMap:

@@ -66,7 +66,7 @@ def _part(run: RunFolder, name: str) -> Iterator[Markup]:
         yield note(f"Fewer than {settings.fewest_crops} crops, and so never pasted: {', '.join(few)}.")
     yield element("p", "What the classifier was trained on, before size and place vary.", class_="explanation")
     augmentation, seed = Augmentation.model_validate(stage["augment"]), run.recipe["seed"]
-    images = TrainingImages(samples, [ReadTags(len(classes))], {"tags": TAGS}, augmentation, seed)
+    images = TrainingImages(samples, [ReadTags(classes.largest)], {"tags": TAGS}, augmentation, seed)
     pairs = cda.PastedPairs(images, pool.with_at_least(settings.fewest_crops), settings)
     figures = []
     for place in pictures.spread(range(len(images)), SHOWN):

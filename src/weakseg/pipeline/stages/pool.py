@@ -66,7 +66,7 @@ class Pool(Stage):
             if sample.name in labels:
                 names.setdefault(labels[sample.name], []).append(sample.name)
         classes = context.dataset.classes
-        empty = [name for label, name in enumerate(classes.names, start=1) if label not in names]
+        empty = [name for label, name in classes.numbered() if label not in names]
         context.log("pool", crops=len(labels), classes_without=empty)
         if parallel.rank() == 0:
             cda.Pool.write_index(folder, classes, names)
@@ -107,7 +107,7 @@ def _crops(pool: cda.Pool, classes: Classes) -> Iterator[Markup]:
     from weakseg.report.figures import figure, strip
     from weakseg.report.markup import note
 
-    if missing := [classes.name(k) for k, names in enumerate(pool.names, start=1) if not names]:
+    if missing := [name for label, name in classes.numbered() if not pool.names[label - 1]]:
         yield note(f"Without crops, and so never pasted: {', '.join(missing)}.")
     figures = []
     for label in pool.labels:

@@ -66,7 +66,7 @@ def predict_samples(
     def write(sample: Sample, item: Item, prediction: Prediction) -> None:
         if sample.long_side:
             prediction = prediction.enlarged(item["image"], read_image(sample.image))
-        write_label_map(path(sample), prediction.labels)
+        write_label_map(path(sample), prediction.labels, deep=context.dataset.classes.deep)
 
     def through(batches: list[Batch]) -> Iterator[None]:
         return predict_batches(model, batches, read, write, inference, device)

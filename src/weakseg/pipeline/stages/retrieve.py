@@ -57,7 +57,9 @@ class Retrieve(BySimilarity):
             labels = shown(sample)["labels"]
             present = {0, *np.unique(labels[labels <= len(context.dataset.classes)]).tolist()}
             scores = network.retrieve(sample.read_image(), present, memory, options, device)
-            write_label_map(mask_path(folder, sample), self.mask_of(sample, scores, device))
+            write_label_map(
+                mask_path(folder, sample), self.mask_of(sample, scores, device), deep=context.dataset.classes.deep
+            )
 
         complete("retrieving", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 

@@ -48,7 +48,9 @@ class Spread(BySimilarity):
             maps = None if self.maps is None else read_maps(context.folder(self.maps), sample)
             found = self.mask_of(sample, network.spread(item, maps, options, device), device)
             void = readers[0](sample)["labels"] == VOID
-            write_label_map(mask_path(folder, sample), np.where(void, np.uint8(VOID), found))
+            write_label_map(
+                mask_path(folder, sample), np.where(void, np.uint8(VOID), found), deep=context.dataset.classes.deep
+            )
 
         complete("spreading", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 

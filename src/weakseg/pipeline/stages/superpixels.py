@@ -15,7 +15,7 @@ from pydantic import Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_label_map, read_superpixels, write_superpixels
+from weakseg.data.images import read_bytes, read_superpixels, write_superpixels
 from weakseg.files import read_json, write_json
 from weakseg.methods.base import Image
 from weakseg.models.registry import BackboneSettings, build_backbone
@@ -115,7 +115,7 @@ class Superpixels(SuperpixelSettings, Stage):
         source = folder / SOURCE_NAME
         if source.exists():
             given = read_json(source)
-            read = read_label_map if given.get("grey") else read_superpixels
+            read = read_bytes if given.get("grey") else read_superpixels
             return read(_path(Path(given["folder"]), sample)).astype(np.int32)
         return read_superpixels(superpixel_path(folder, sample))
 
