@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weakseg.errors import WeaksegError
-from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, palette, tags_of
+from weakseg.labels import BACKGROUND, UNLABELLED, VOID, Box, Classes, Point, Scribble, WeakLabels, palette, tags_of
 
 names = st.text(st.characters(exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=8)
 
@@ -25,6 +25,24 @@ def test_background_and_void_are_always_there() -> None:
     assert (classes.name(BACKGROUND), classes.name(1), classes.name(VOID)) == ("background", "cat", "void")
 
 
+@pytest.mark.parametrize("count", [1, 253, 254, 255, 256, 1203])
+def test_no_class_has_a_label_that_means_something_else(count: int) -> None:
+    classes = Classes([f"c{place}" for place in range(count)])
+    assert [classes.name(label) for label in classes.labels] == list(classes.names)
+    assert [classes.label(name) for name in classes.names] == list(classes.labels)
+    assert len(set(classes.labels)) == count
+    assert set(classes.labels).isdisjoint({BACKGROUND, VOID} if count == 254 else {BACKGROUND, VOID, UNLABELLED})
+    assert classes.largest == max(classes.labels) == count + 2 * (count > 254)
+    assert classes.mirrored() == list(range(1 + classes.largest))
+    values = classes.own_values()
+    assert [values[place] for place in range(1, count + 1)] == list(classes.labels)
+    assert values[65535 if count > 254 else 255] == VOID
+
+
+def test_a_label_of_no_class_has_a_name_that_says_so() -> None:
+    assert Classes(["cat"]).name(7) == "unknown label 7"
+
+
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
@@ -33,7 +51,7 @@ def test_background_and_void_are_always_there() -> None:
         (["cat", "background"], '"background" is reserved: background (0) and void (255) are always there'),
         (["void"], '"void" is reserved'),
         (["cat", "dog", "cat"], 'The class "cat" is listed twice'),
-        ([f"c{i}" for i in range(255)], "255 classes were given; masks of 8 bits hold at most 254"),
+        ([f"c{i}" for i in range(40_000)], "40000 classes were given; at most 32000"),
     ],
 )
 def test_lists_that_are_no_classes(listed: list[str], message: str) -> None:

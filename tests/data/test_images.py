@@ -4,12 +4,14 @@ import io
 import os
 import struct
 import sys
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from weakseg.data.images import (
     image_size,
     match_name,
     overlay,
+    read_bytes,
     read_image,
     read_label_map,
     read_superpixels,
@@ -35,7 +38,7 @@ from weakseg.data.images import (
     write_superpixels,
 )
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID, palette
+from weakseg.labels import BACKGROUND, UNLABELLED, VOID, Classes, palette
 
 Save = Callable[..., Path]
 
@@ -368,11 +371,49 @@ def test_a_palette_of_few_bits_keeps_its_values(tmp_path: Path) -> None:
     assert read_label_map(tmp_path / "x.png").tolist() == [[0, 1, 2]]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1"])
 def test_other_png_files_are_no_label_map(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(WeaksegError, match=r"x\.png is no label map.*palette .* or 8-bit greyscale PNG.*Save it again"):
+    with pytest.raises(
+        WeaksegError, match=r"x\.png is no label map.*palette .* greyscale PNG of 8 or 16 bits.*Save it again"
+    ):
         read_label_map(tmp_path / "x.png")
+
+
+@given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=6)))
+def test_deep_label_maps_come_back_as_they_were(labels: npt.NDArray[np.uint16]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.png"
+        write_label_map(path, labels, deep=True)
+        assert np.array_equal(read_label_map(path), labels)
+
+
+def test_classes_of_deep_files_are_numbered_without_a_gap(tmp_path: Path) -> None:
+    classes = Classes([f"c{place}" for place in range(300)])
+    labels = np.array([[BACKGROUND, *classes.labels, UNLABELLED, VOID]], np.uint16)
+    write_label_map(tmp_path / "x.png", labels, deep=True)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert np.array(picture).tolist() == [[*range(301), 65534, 65535]]
+    values = {**classes.own_values(), 65534: UNLABELLED}
+    assert np.array_equal(IndexMask(tmp_path / "x.png", values).read(), labels)
+
+
+def test_masks_of_16_bits_with_few_classes_are_read(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 65535]], np.uint16)).save(tmp_path / "x.png")
+    assert IndexMask(tmp_path / "x.png", Classes(["cat"]).own_values()).read().tolist() == [[0, 1, VOID]]
+
+
+def test_known_values_of_many_classes_are_told_as_ranges(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 400]], np.uint16)).save(tmp_path / "x.png")
+    values = Classes([f"c{place}" for place in range(300)]).own_values()
+    with pytest.raises(WeaksegError, match=r"400 \(1 pixels\)\. Known values: 0 … 300, 65535\."):
+        IndexMask(tmp_path / "x.png", values).read()
+
+
+def test_saliency_and_regions_have_8_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 400]], np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(WeaksegError, match=r"x\.png is no label map.*8-bit"):
+        read_bytes(tmp_path / "x.png")
 
 
 def test_grey_of_few_bits_is_refused_because_decoding_changes_its_values(tmp_path: Path) -> None:

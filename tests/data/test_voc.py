@@ -209,7 +209,7 @@ def test_background_and_void_may_have_other_values(voc: Path, save_mask: Save) -
     [
         (["cat"], "must map each class name to its value"),
         ({"cat": "8"}, "must map each class name to its value"),
-        ({"cat": 256}, "must map each class name to its value"),
+        ({"cat": 65536}, "must map each class name to its value"),
         ({"cat": True}, "must map each class name to its value"),
         ({"cat": 3, "dog": 3}, r"\"dog\" and another class have the same value 3"),
         ({"cat": 0}, r"have the same value 0"),

@@ -24,7 +24,7 @@ def test_mean_iou_is_that_of_the_classes_in_the_truth() -> None:
     absent = Confusion(4)
     absent.update(np.array([[0, 1]]), np.array([[0, 3]]), "image")
     confusions.append(absent)
-    found = mean_iou(np.stack([confusion.matrix for confusion in confusions]))
+    found = mean_iou(np.stack([confusion.counts for confusion in confusions]))
     assert found == pytest.approx([confusion.mean_iou_in_truth for confusion in confusions])
     assert mean_iou(np.zeros((3, 3), np.int64)) == 0
 
@@ -32,7 +32,7 @@ def test_mean_iou_is_that_of_the_classes_in_the_truth() -> None:
 def test_the_interval_holds_the_difference_and_narrows_with_images() -> None:
     rng = np.random.default_rng(1)
     better, worse = (
-        np.stack([counted(rng, right + 0.1 * rng.random()).matrix for _ in range(40)]) for right in (0.7, 0.6)
+        np.stack([counted(rng, right + 0.1 * rng.random()).counts for _ in range(40)]) for right in (0.7, 0.6)
     )
     low, high = gain_interval(better, worse)
     assert 0 < low < float(mean_iou(better.sum(0)) - mean_iou(worse.sum(0))) < high

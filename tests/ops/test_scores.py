@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from definitions import threshold_labels
 from weakseg.errors import WeaksegError
+from weakseg.labels import VOID
 from weakseg.ops.accumulator import Accumulator
 from weakseg.ops.boundary import BOUNDARY_TOLERANCE, BoundaryScore
 from weakseg.ops.confusion import Confusion
@@ -317,10 +318,28 @@ class TestAccumulators:
         with pytest.raises(WeaksegError, match="another evaluation"):
             kind(4).add_state(kind(5).state())
 
-    @pytest.mark.parametrize("num_classes", [1, 256])
+    @pytest.mark.parametrize("num_classes", [1, 40_000])
     def test_number_of_classes(self, kind, num_classes: int) -> None:
         with pytest.raises(WeaksegError, match="counts the background too"):
             kind(num_classes)
+
+
+def test_scores_of_many_classes_are_those_of_their_numbers_without_the_gap() -> None:
+    """As with labels 1 … C throughout, which Confusion and BoundaryScore know from maps with few classes."""
+    rng = np.random.default_rng(0)
+    # Classes 252 … 257, once as the labels that they have among 300 and once as 1 … 6.
+    wide, narrow = np.array([0, 252, 253, 256, 257, 258, 259, VOID], np.uint16), np.array([*range(7), VOID], np.uint8)
+    places = rng.integers(0, 8, (2, 9, 9))
+    for kind in (Confusion, BoundaryScore):
+        many, few = kind(303), kind(7)
+        many.update(wide[places[0]], wide[places[1]], "x")
+        few.update(narrow[places[0]], narrow[places[1]], "x")
+        found, expected = many.to_dict(), few.to_dict()
+        for name in ("mean_iou_present", "pixel_accuracy", "pixels_predicted_as_no_class", "mean_f_score"):
+            assert found.get(name) == expected.get(name)
+        name = "iou" if kind is Confusion else "f_score"
+        assert [value for value in found[name] if value is not None] == expected[name]
+        assert len(found[name]) == 301
 
 
 def test_curves_with_other_thresholds_are_not_added() -> None:
@@ -334,7 +353,7 @@ bad_label_maps = {
     "no pixels": (np.zeros((0, 5), np.uint8), r"shape \(0, 5\)"),
     "probabilities": (np.zeros((4, 5), np.float32), "float32"),
     "booleans": (np.zeros((4, 5), bool), "bool"),
-    "large labels": (np.full((4, 5), 300), "label 300"),
+    "large labels": (np.full((4, 5), 70_000), "label 70000"),
 }
 
 

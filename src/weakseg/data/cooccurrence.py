@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.data.dataset import Sample
-from weakseg.labels import Classes
+from weakseg.labels import judged_labels
 
 
-def images_with_both(samples: Sequence[Sample], classes: Classes) -> npt.NDArray[np.int64]:
-    """(C, C): how many images have the classes of both row and column, in their order, by their weak labels. On the
-    diagonal: how many have the class."""
-    place = {label: place for place, label in enumerate(classes.labels)}
-    present = np.zeros((len(samples), len(classes)), np.int64)
-    for row, sample in zip(present, samples, strict=True):
-        row[[place[label] for label in sample.labels.present()]] = 1
+def images_with_both(samples: Sequence[Sample], num_classes: int) -> npt.NDArray[np.int64]:
+    """(C, C): how many images have the classes of both row and column, 1 … C in order, by their weak labels. On the
+    diagonal: how many have the class. `num_classes` is the largest label."""
+    labels = np.zeros((len(samples), 1 + num_classes), np.int64)
+    for row, sample in zip(labels, samples, strict=True):
+        row[list(sample.labels.present())] = 1
+    present = labels[:, judged_labels(1 + num_classes)[1:]]
     return present.T @ present
 
 

@@ -28,13 +28,13 @@ class Accumulator:
     may be judged (`labels.judged_labels`): for all, if there are no more than 255.
     """
 
-    def __init__(self, num_classes: int, **counts: Counts) -> None:
+    def __init__(self, num_classes: int, **shapes: tuple[int, ...]) -> None:
         most = MAX_CLASSES + 3
         if not 2 <= num_classes <= most:
             raise WeaksegError(f"num_classes is {num_classes}; it counts the background too: 2 … {most}.")
         self.num_classes = num_classes
         self.judged = judged_labels(num_classes)
-        self._counts = {"images": np.zeros(1, np.int64), **counts}
+        self._counts = {name: np.zeros(shape, np.int64) for name, shape in {"images": (1,), **shapes}.items()}
 
     @property
     def images(self) -> int:

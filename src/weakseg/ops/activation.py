@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
-from weakseg.labels import MAX_CLASSES
+from weakseg.labels import VOID
 from weakseg.ops.fields import Batch, ImageField, as_seen
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -286,7 +286,7 @@ def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
             f"labels have the shape {labels.shape} and maps {maps.shape}, which does not fit an image of "
             f"{size.tolist()} at stride {stride}"
         )
-    if np.any(np.diff(labels) <= 0) or np.any(labels < 0) or np.any(labels > MAX_CLASSES):
+    if np.any(np.diff(labels) <= 0) or np.any(labels < 0) or np.any(labels == VOID):
         return f"labels {labels.tolist()} are not ascending numbers of classes"
     if signed:
         return None if np.isfinite(maps).all() else "maps have values that are not finite"

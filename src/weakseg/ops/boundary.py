@@ -39,7 +39,7 @@ class BoundaryScore(Accumulator):
                 f"The boundary tolerance is a fraction of the image diagonal (0 … 1); found {tolerance}."
             )
         names = ("truth", "truth_matched", "predicted", "predicted_matched")
-        super().__init__(num_classes, **{name: np.zeros(len(judged_labels(num_classes)), np.int64) for name in names})
+        super().__init__(num_classes, **dict.fromkeys(names, judged_labels(num_classes).shape))
         self.tolerance = tolerance
 
     def update(self, truth: Array, prediction: Array, name: str) -> None:

@@ -22,7 +22,7 @@ class Confusion(Accumulator):
     """
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, matrix=np.zeros((num_classes + 1, num_classes + 1), np.int64))
+        super().__init__(num_classes, matrix=(num_classes + 1, num_classes + 1))
 
     def update(self, truth: Array, prediction: Array, name: str) -> None:
         """Count one image.

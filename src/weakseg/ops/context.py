@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
+from weakseg.labels import judged_labels
 from weakseg.ops.activation import ActivationMaps
 
 
@@ -43,17 +44,18 @@ def on_context(maps: ActivationMaps, contexts: npt.NDArray[Any]) -> list[OnConte
     return found
 
 
-def context_scores(found: Sequence[OnContext], classes: Sequence[int]) -> dict[str, Any]:
+def context_scores(found: Sequence[OnContext], num_classes: int) -> dict[str, Any]:
     """For a JSON file, from the maps of all images:
 
     - `share`: sum of the activation on the context / sum of all activation, over all `maps`. It is plain, not divided
       by the area of the context.
     - `area`: pixels of the context / all pixels, over the same maps; the share of a map without any preference.
-    - `classes`: the same three for each of these labels.
+    - `classes`: the same three for each class 1 … C.
 
     Shares are null where there is no activation, areas where there are no maps.
     """
-    of_class = [_scores([part for part in found if part.label == label]) for label in classes]
+    labels = judged_labels(1 + num_classes)[1:]
+    of_class = [_scores([part for part in found if part.label == label]) for label in labels]
     return {**_scores(found), "classes": of_class}
 
 

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
-from weakseg.labels import BACKGROUND, MAX_CLASSES, VOID
+from weakseg.labels import BACKGROUND, VOID
 from weakseg.ops.compiled import compiled
 
 Masks = npt.NDArray[np.bool_]
@@ -62,7 +62,7 @@ def _fault(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
         return f"labels are {labels.dtype}, scores {scores.dtype}, masks {masks.dtype}, expected int16, float32, bool"
     if labels.ndim != 1 or scores.shape != labels.shape or masks.ndim != 3 or len(masks) != len(labels):
         return f"labels have the shape {labels.shape}, scores {scores.shape}, masks {masks.shape}"
-    if np.any(labels < 1) or np.any(labels > MAX_CLASSES) or not np.all(scores >= 0):
+    if np.any(labels < 1) or np.any(labels == VOID) or not np.all(scores >= 0):
         return "labels are not all classes, or scores not all numbers ≥ 0"
     return None
 

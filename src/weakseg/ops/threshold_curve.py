@@ -38,9 +38,7 @@ class ThresholdCurve(Accumulator):
             raise WeaksegError(f"Thresholds of the curve must ascend; found {thresholds}.")
         self._levels, first = np.unique(given.astype(np.float32), return_index=True)
         self.thresholds: Scores = given[first]
-        super().__init__(
-            num_classes, histogram=np.zeros((num_classes + 1, num_classes, len(self._levels) + 1), np.int64)
-        )
+        super().__init__(num_classes, histogram=(num_classes + 1, num_classes, len(self._levels) + 1))
 
     def update(self, truth: Array, labels: Array, maps: Array, name: str) -> None:
         """Count one image.

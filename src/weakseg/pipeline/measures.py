@@ -121,7 +121,7 @@ def measure_context(
     for part in parallel.gather(dict(_shared(drawn, load, "activation on context"))):
         found.update(part)
     # In an order that does not depend on the number of processes, as sums of fractions do on theirs.
-    return context_scores([part for name in sorted(found) for part in found[name]], classes.labels)
+    return context_scores([part for name in sorted(found) for part in found[name]], classes.largest)
 
 
 def sum_counts(accumulator: A) -> A:

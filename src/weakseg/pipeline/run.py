@@ -466,9 +466,9 @@ def _summary(context: Context, recipe: Recipe) -> dict[str, Any]:
         "splits": _split_names(recipe.data),
         "images": {part: len(samples) for part, samples in parts.items()},
         "images_with_class": {
-            part: images_with_both(samples, classes).diagonal().tolist() for part, samples in parts.items()
+            part: images_with_both(samples, classes.largest).diagonal().tolist() for part, samples in parts.items()
         },
-        "images_with_both": images_with_both(context.train, classes).tolist(),
+        "images_with_both": images_with_both(context.train, classes.largest).tolist(),
         "names": {part: [sample.name for sample in samples] for part, samples in parts.items()},
         "long_side": context.long_side,
         "corrected": [sample.name for sample in context.train if sample.corrected is not None],

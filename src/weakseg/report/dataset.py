@@ -19,7 +19,7 @@ def summarise(dataset: Dataset, split: str, out: Path | None = None) -> str:
     Raises `WeaksegError` for an unknown split.
     """
     samples, names = dataset.split(split), dataset.classes.names
-    with_both = images_with_both(samples, dataset.classes)
+    with_both = images_with_both(samples, dataset.classes.largest)
     splits = {
         name: {
             "images": len(members),
