@@ -134,6 +134,7 @@ def run(
       weakseg run cam --data VOC2012 --out runs/voc --set data.train=train_aug --set cam.train.epochs=2
       weakseg run cam --data photos --out runs/nocrf --set masks.crf=null --reuse runs/photos
       weakseg run cam --data photos --out runs/photos --until masks --weights mobilenet_v2.safetensors
+      weakseg run cam --data photos --out runs/photos --set runtime.tensorboard=true
       torchrun --nproc-per-node 4 -m weakseg run cam --data VOC2012 --out runs/voc
     """
     from weakseg.pipeline import recipe as recipes

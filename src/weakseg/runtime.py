@@ -9,6 +9,7 @@ from pydantic import Field
 
 from weakseg.errors import WeaksegError
 from weakseg.settings import Settings
+from weakseg.tensorboard import require_tensorboard
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,9 @@ class RuntimeSettings(Settings):
     )
     checkpoint_minutes: float = Field(default=5.0, ge=0, description="time between two checkpoints")
     checkpoint_steps: int | None = Field(default=None, gt=0, description="updates between two checkpoints, besides")
+    tensorboard: bool = Field(
+        default=False, description="write losses and scores for TensorBoard, too; needs the extra weakseg[tensorboard]"
+    )
 
     def loader_workers(self, device: torch.device) -> int:
         """Worker processes of a data loader. On a CPU the network already uses every core."""
@@ -41,6 +45,8 @@ def start(runtime: RuntimeSettings) -> Fabric:
 
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise WeaksegError("runtime.device is cuda, but this PyTorch sees no CUDA device. Use cpu or auto.")
+    if runtime.tensorboard:
+        require_tensorboard()
     accelerator = "cuda" if runtime.device != "cpu" and torch.cuda.is_available() else "cpu"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes

@@ -31,6 +31,7 @@ from weakseg.methods.base import Method, means
 from weakseg.optimisation import TrainSettings, build_optimiser
 from weakseg.progress import Progress
 from weakseg.runtime import RuntimeSettings
+from weakseg.tensorboard import EventFile
 
 LOG_NAME = "train.jsonl"
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -50,7 +51,8 @@ def train_network(
     """Train `network` in place.
 
     `folder` receives the log `train.jsonl` (one line per update: step, epoch, loss and its terms, lr, images_per_s)
-    and checkpoints, from which the same call goes on. The network ends on the CPU or GPU where it was trained.
+    and checkpoints, from which the same call goes on; with `runtime.tensorboard`, an event file with the numbers of the
+    log, too. The network ends on the CPU or GPU where it was trained.
 
     Raises `WeaksegError` if the loss, its gradient or the weights stop being finite; the checkpoint then is one of
     before. Ctrl-C ends the training after the current update with a checkpoint, as `KeyboardInterrupt`.
@@ -63,7 +65,7 @@ def train_network(
     base_rates = [group["lr"] for group in optimiser.param_groups]
     checkpoint = folder / CHECKPOINT_NAME
     done = load_checkpoint(checkpoint, network, optimiser) if checkpoint.exists() else 0
-    log = _Log(folder / LOG_NAME, done)
+    log = _Log(folder / LOG_NAME, done, tensorboard=runtime.tensorboard)
     network.train()
     module, fabric_optimiser = fabric.setup(network, optimiser)
     module.mark_forward_method("losses")
@@ -219,10 +221,12 @@ def _diverged(fault: str) -> WeaksegError:
 
 
 class _Log:
-    """The lines of `train.jsonl`; on resume, lines after the checkpoint are dropped since they come again."""
+    """The lines of `train.jsonl`, for TensorBoard, too, where wanted; on resume, lines after the checkpoint are dropped
+    since they come again."""
 
-    def __init__(self, path: Path, done: int) -> None:
+    def __init__(self, path: Path, done: int, *, tensorboard: bool) -> None:
         self.path, self.active = path, parallel.rank() == 0
+        self.tensorboard = tensorboard and self.active
         if not self.active:
             return
         kept = [record for record in read_json_lines(path) if record.get("step", done + 1) <= done] if done else []
@@ -231,15 +235,23 @@ class _Log:
     def __enter__(self) -> _Log:
         if self.active:
             self.file = self.path.open("a", encoding="utf-8", buffering=1)
+        if self.tensorboard:
+            self.events = EventFile(self.path.parent)
+            for record in read_json_lines(self.path):
+                self.events.add(record)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.active:
             self.file.close()
+        if self.tensorboard:
+            self.events.close()
 
     def write(self, **values: Any) -> None:
         if self.active:
             self.file.write(json.dumps(values) + "\n")
+        if self.tensorboard:
+            self.events.add(values)
 
 
 def save_checkpoint(path: Path, network: Method, optimiser: torch.optim.Optimizer, step: int) -> None:

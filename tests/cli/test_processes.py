@@ -174,6 +174,14 @@ def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: 
     assert "choose a batch size that 2 divides." in done.stderr
 
 
+def test_one_of_two_processes_writes_for_tensorboard(finished: Any, process: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    short = ("--until", "cam", *set_options("runtime.tensorboard=true"))
+    done = in_two_processes(process, *finished.command, *short, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").rglob("*tfevents*"))) == 1
+
+
 def test_a_comparison_in_two_processes(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
     out, recipes = tmp_path / "out", ("toy-cam", "toy-supervised")
     settings = ("--seeds", "2", *set_options(*TINY))

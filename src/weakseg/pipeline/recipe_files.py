@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -95,6 +96,12 @@ class Rounds(Settings):
     def last(self) -> dict[str, str]:
         """What names of stages of the last round mean outside of the rounds."""
         return {f"last/{stage}": self.name(self.count, stage) for stage in self.members}
+
+
+def round_of(stage: str) -> int:
+    """The round that a stage belongs to, by its name: "round-2/maps" to 2, "maps" to 0, the first."""
+    found = re.match(r"round-(\d+)/", stage)
+    return int(found[1]) if found else 0
 
 
 def shipped_recipes() -> dict[str, str]:

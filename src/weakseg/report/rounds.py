@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
+from weakseg.pipeline.recipe_files import round_of
+from weakseg.pipeline.stages.evaluate import scores_of_round
 from weakseg.report import pictures
 from weakseg.report.figures import Shown, strip
 from weakseg.report.folder import RunFolder
@@ -15,12 +16,6 @@ from weakseg.report.plots import scores_over_rounds
 
 IMAGES = 3
 """So many images are followed through the rounds."""
-
-
-def round_of(stage: str) -> int:
-    """The round that a stage belongs to, by its name: "round-2/maps" to 2, "maps" to 0, the first."""
-    found = re.match(r"round-(\d+)/", stage)
-    return int(found[1]) if found else 0
 
 
 def last_round(run: RunFolder) -> int:
@@ -39,12 +34,9 @@ def _series(run: RunFolder) -> dict[str, dict[int, float]]:
     """What was measured in several rounds (its title in the first and the split): round → mean IoU."""
     series: dict[str, dict[int, float]] = {}
     for name in run.of_kind("evaluate"):
-        rows, number = read_json(run.root / name / "scores.json")["rows"], round_of(name)
-        for row in rows:
-            # Titles of later rounds have their number behind a comma.
-            title = row["title"] if number == 0 else row["title"].rpartition(",")[0] or row["title"]
-            if row["mean_iou"] is not None:
-                series.setdefault(f"{title}, {row['split']}", {})[number] = row["mean_iou"]
+        number = round_of(name)
+        for title, score in scores_of_round(read_json(run.root / name / "scores.json")["rows"], number).items():
+            series.setdefault(title, {})[number] = score
     return {title: scores for title, scores in series.items() if len(scores) > 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,11 +19,13 @@ from weakseg.pipeline import stamps
 from weakseg.pipeline.context import Context
 from weakseg.pipeline.inference import Inference
 from weakseg.pipeline.measures import LabelMap, measure_context, measure_masks
+from weakseg.pipeline.recipe_files import round_of
 from weakseg.pipeline.stage import Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import Masks, mask_path
 from weakseg.pipeline.stages.predict import predict_samples
 from weakseg.pipeline.stages.segment import Segment
+from weakseg.tensorboard import EventFile
 
 if TYPE_CHECKING:
     from weakseg.report.figures import Shown
@@ -116,6 +119,8 @@ class Evaluate(Stage):
                 folder / "scores.json", {"classes": ["background", *context.dataset.classes.names], "rows": rows}
             )
             write_json(folder / "summary.json", [{k: row[k] for k in SUMMARY_KEYS if k in row} for row in rows])
+            if context.runtime.tensorboard:
+                _show_in_tensorboard(rows, context, folder)
 
     @classmethod
     def report_figures(cls, run: RunFolder, name: str, shown: Shown) -> Iterator[Markup]:
@@ -156,6 +161,25 @@ def _on_context(context: Context, masks: str) -> dict[str, Any]:
 
 def _row(title: str, split: str, scores: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return {"title": title, "split": split, **more, **scores}
+
+
+def scores_of_round(rows: Sequence[Mapping[str, Any]], number: int) -> dict[str, float]:
+    """What was measured in a round, called what it is in the first one, and the split → mean IoU."""
+    scores = {}
+    for row in rows:
+        # Titles of later rounds have their number behind a comma.
+        title = row["title"] if number == 0 else row["title"].rpartition(",")[0] or row["title"]
+        if row["mean_iou"] is not None:
+            scores[f"{title}, {row['split']}"] = row["mean_iou"]
+    return scores
+
+
+def _show_in_tensorboard(rows: Sequence[Mapping[str, Any]], context: Context, folder: Path) -> None:
+    """Write the mean IoU of each row at the number of the round, so that rounds are points of one plot."""
+    number = round_of(folder.relative_to(context.root).as_posix())
+    scores = {f"mean_iou/{title}": score for title, score in scores_of_round(rows, number).items()}
+    with closing(EventFile(folder)) as events:
+        events.add({"step": number, **scores})
 
 
 STAGE = Evaluate
