@@ -133,7 +133,7 @@ def test_data_without_objects_have_no_scores(recipe: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("instances.method=affinitynet", "instances.method: the refiner affinitynet does not tell instances apart"),
+        ("instances.method=affinitynet", "cannot use the refiner affinitynet. It can use irnet"),
         ("instances.options.stil=1", 'instances.options.stil: unknown setting. Did you mean "still"?'),
         ("instances.refiner=maps", 'the stage "maps" is of kind maps, expected refine'),
     ],

@@ -13,11 +13,11 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from weakseg.methods.base import KINDS, Method, methods
+from weakseg.pipeline.applying import Applying
 from weakseg.pipeline.learning import Learning
 from weakseg.pipeline.recipe import Recipe, stage_kinds
 from weakseg.pipeline.recipe_files import Head, Rounds
 from weakseg.pipeline.stages.maps import Maps
-from weakseg.pipeline.stages.walk import ByRefiner
 from weakseg.settings import Settings, settings_in
 
 INDENT = "  "
@@ -49,7 +49,7 @@ def _by_method(stage: Settings) -> dict[str, type[Settings]]:
     if isinstance(stage, Learning):
         method = stage.method_class()
         return {"model": method.Settings, "options": method.Options}
-    return {"options": stage.options_class()} if isinstance(stage, ByRefiner) else {}
+    return {"options": stage.options_class()} if isinstance(stage, Applying) else {}
 
 
 def _group(
@@ -155,20 +155,25 @@ def recipe_schema() -> Schema:
 def _stage_schema(stage: type[Any], parts: dict[str, Schema]) -> Schema:
     schema = _schema(stage, parts)
     schema["properties"]["like"] = {"type": "string", "description": "an earlier stage to begin with"}
-    of_kind = getattr(stage, "method_kind", KINDS["refiner"] if issubclass(stage, ByRefiner) else None)
+    of_kind = KINDS[stage.role] if issubclass(stage, Applying) else getattr(stage, "method_kind", None)
     if issubclass(stage, Maps):
         schema["properties"]["options"] = {"type": ["object", "null"]}
     if of_kind is not None:
         schema["allOf"] = [
             _when("method", name, {"properties": _method_schemas(stage, method, parts)})
             for name, method in methods(cast(type[Method], of_kind)).items()
+            if hasattr(method, _options_name(stage))
         ]
     return schema
 
 
+def _options_name(stage: type[Any]) -> str:
+    """How methods call the options of this kind of stage."""
+    return stage.options_name if issubclass(stage, Applying) else "Options"
+
+
 def _method_schemas(stage: type[Any], method: type[Method], parts: dict[str, Schema]) -> Schema:
-    options = getattr(method, "InstanceOptions", method.Options) if stage.leaves == "instances" else method.Options
-    found = {"options": _schema(options, parts)}
+    found = {"options": _schema(getattr(method, _options_name(stage)), parts)}
     return {**found, "model": _schema(method.Settings, parts)} if issubclass(stage, Learning) else found
 
 

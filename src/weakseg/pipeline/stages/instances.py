@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
-from weakseg.methods.base import Refiner, Settings, find_method
 from weakseg.ops.average_precision import AveragePrecision
 from weakseg.ops.instances import Instances
 from weakseg.ops.resize import resize_labels
@@ -40,15 +38,7 @@ class InstanceMasks(ByRefiner):
     leaves: ClassVar[str] = "instances"
     title: ClassVar[str] = "instances"
     kind: Literal["instances"] = "instances"
-
-    def checked(self, where: str) -> Self:
-        if not hasattr(find_method(Refiner, self.method), "InstanceOptions"):
-            raise WeaksegError(f"{where}.method: the refiner {self.method} does not tell instances apart.")
-        return super().checked(where)
-
-    def options_class(self) -> type[Settings]:
-        options: type[Settings] = find_method(Refiner, self.method).InstanceOptions  # type: ignore[attr-defined]
-        return options
+    options_name: ClassVar[str] = "InstanceOptions"
 
     def result(self, network: Any, *given: Any) -> Instances:
         separated: Instances = network.instances(*given)
