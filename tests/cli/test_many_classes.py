@@ -32,8 +32,9 @@ def write_split(root: Path, split: str, count: int) -> None:
                 {"id": len(annotations), "image_id": number, "category_id": category, "bbox": [left, 8, 16, 24]}
                 | {"segmentation": [box], "area": 384}
             )
-        Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"{number:012}.png")
-        address = f"http://images.example/{split}/{number:012}.png"
+        file = f"{split} {number:012}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(root / split / file)
+        address = f"http://images.example/{split}/{file}"
         images.append({"id": number, "coco_url": address, "height": 40, "width": 48})
     categories = [{"id": number, "name": f"thing {number}"} for number in range(1, CLASSES + 1)]
     parts = {"images": images, "annotations": annotations, "categories": categories}

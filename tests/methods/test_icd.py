@@ -222,6 +222,22 @@ def test_classes_that_are_never_alone_learn_from_all_their_images_where_asked(al
     assert weight.grad.abs().amax(1).gt(0).tolist() == [True, not alone, False]
 
 
+def test_classes_that_are_seldom_alone_are_told_by_the_images_of_earlier_updates() -> None:
+    network = build(alone="auto")
+    assert network.learned_alone(torch.device("cpu")).all()
+    # Of the three classes, the last is never alone.
+    tags = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 1, 1]])
+    for micro_batch in (tags[:2], tags[2:]):
+        network.losses({**batch(), "tags": micro_batch})
+        assert network.learned_alone(torch.device("cpu")).all()  # the whole update goes by the same rule
+    network.end_update()
+    assert network.learned_alone(torch.device("cpu")).tolist() == [True, True, False]
+
+    restored = build(alone="auto")
+    restored.load_training_state(network.training_state())
+    assert restored.learned_alone(torch.device("cpu")).tolist() == [True, True, False]
+
+
 def test_descent_finds_the_direction_of_most_energy() -> None:
     features = random(1, 6, 8, 8) * torch.tensor([1.0, 1.0, 4.0, 1.0, 1.0, 1.0])[:, None, None]
     tags = torch.tensor([[1.0]])

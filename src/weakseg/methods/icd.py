@@ -60,6 +60,8 @@ EPSILON = 1e-5
 ENERGY_WEIGHT = 10.0
 MEANS_RATE = 0.1
 """Of the running means of cam."""
+SELDOM = 0.1
+"""Part of the images of a class: if fewer show it alone, there are too few to learn its direction from."""
 SURE = 0.2
 """A place whose |t| is smaller is no target."""
 LEAST_SALIENT = 0.01
@@ -96,10 +98,10 @@ class ICD(base.Localiser):
         width: int = Field(default=1024, gt=0, description="channels of fc6_ft and fc7_ft")
         dropout: float = Field(default=0.5, ge=0, lt=1, description="of what fc8 sees")
         head_lr_factor: float = Field(default=10.0, gt=0, description="learning rate of new layers over lr")
-        alone: bool = Field(
+        alone: bool | Literal["auto"] = Field(
             default=True,
-            description="directions learn from images of one class alone; false: from all images of their class, for "
-            "classes that are seldom seen alone",
+            description="directions learn from images of one class alone; false: from all images of their class; auto: "
+            "from all only those of classes that are seldom seen alone",
         )
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
@@ -134,6 +136,8 @@ class ICD(base.Localiser):
         self.conv_ft = nn.Conv2d(channels + 2 * width, num_classes, 1, bias=False)
         # For each class, the running mean of max(cam, 0) where s is positive, and where it is negative.
         self.register_buffer("cam_means", torch.zeros(num_classes, 2))
+        # The images of each class in earlier updates, and those that show it alone.
+        self.seen = torch.zeros(num_classes, 2)
         self.new_layers: list[nn.Module] = [self.fc8, self.conv_ft]
         self._initialise()
         self.warmth = 1.0
@@ -193,9 +197,17 @@ class ICD(base.Localiser):
             target = refined(self.object_scores(features.detach(), cam.detach(), tags), tags, batch["superpixels"])
             return {
                 "classification": classification_loss(cam, tags),
-                "bottom_up": BottomUp.apply(self.icd_bu.weight, features.detach(), tags, self.settings.alone),
+                "bottom_up": BottomUp.apply(
+                    self.icd_bu.weight, features.detach(), tags, self.learned_alone(tags.device)
+                ),
                 "top_down": self.warmth * top_down_loss(logits, target, tags),
             }
+
+    def learned_alone(self, device: torch.device) -> Tensor:
+        """Which classes (C,) learn their direction from images that show them alone."""
+        if self.settings.alone == "auto":
+            return (self.seen[:, 1] >= SELDOM * self.seen[:, 0]).to(device)
+        return torch.full((len(self.seen),), self.settings.alone, device=device)
 
     @torch.no_grad()
     def object_scores(self, features: Tensor, cam: Tensor, tags: Tensor) -> Tensor:
@@ -203,7 +215,8 @@ class ICD(base.Localiser):
         scores = bottom_up_scores(features, self.icd_bu.weight)
         means = self.cam_means
         if self.training:
-            sums = torch.cat([side_sums(scores, cam, tags), tags.sum(0)[:, None].to(cam.dtype)], dim=1)
+            counts = torch.stack([tags.sum(0), shown_alone(tags).sum(0)], dim=1)
+            sums = torch.cat([side_sums(scores, cam, tags), counts.to(cam.dtype)], dim=1)
             self._sums = self._sums.to(sums) + parallel.sum_tensor(sums)
             means = updated_means(means, self._sums)
             self._means_after = means
@@ -220,10 +233,17 @@ class ICD(base.Localiser):
         self._means_after = None
 
     def end_update(self) -> None:
-        """Keep the running means of this update."""
+        """Keep the running means and the numbers of images of this update."""
         if self._means_after is not None:
             self.cam_means.copy_(self._means_after)
+            self.seen += self._sums[:, 2:].to(self.seen)
         self._begin_sums()
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"seen": self.seen}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        self.seen = state["seen"]
 
     def scores(self, batch: base.Batch) -> Tensor:
         """Normalised images (N, 3, H, W) to a score per class (N, C); its sigmoid is the class's probability."""
@@ -289,16 +309,16 @@ def bottom_up_scores(features: Tensor, weight: Tensor) -> Tensor:
 
 
 class BottomUp(torch.autograd.Function):
-    """L_bu of directions w (C, D), the mean over images, for features F (N, D, h, w) and tags (N, C). `alone` says
-    whether only images of one class count.
+    """L_bu of directions w (C, D), the mean over images, for features F (N, D, h, w) and tags (N, C). `alone` says for
+    which classes (C,), or for all, only images of one class count.
 
     Its gradient is the authors': that of L_bu but for what keeps it finite where w is 0. There is none for F.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, features: Tensor, tags: Tensor, alone: bool = True) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, features: Tensor, tags: Tensor, alone: Tensor | bool = True) -> Tensor:
         scores = bottom_up_scores(features, weight)
-        learned = tags * (tags.sum(1, keepdim=True) < 1 + 1e-3) if alone else tags
+        learned = torch.where(torch.as_tensor(alone, device=tags.device), shown_alone(tags), tags)
         counted = learned.to(scores)[:, :, None, None] * scores
         cells = scores[0, 0].numel()
         # g, the gradient to ŵ.
@@ -314,6 +334,11 @@ class BottomUp(torch.autograd.Function):
         return upstream * (along / (norm + EPSILON) - radial) / ctx.images, None, None, None
 
 
+def shown_alone(tags: Tensor) -> Tensor:
+    """The tags (N, C) of images with one class."""
+    return tags * (tags.sum(1, keepdim=True) < 1 + 1e-3)
+
+
 # Which side is the object ---------------------------------------------------------------------------------------------
 
 
@@ -327,9 +352,9 @@ def side_sums(scores: Tensor, cam: Tensor, tags: Tensor) -> Tensor:
 
 
 def updated_means(means: Tensor, sums: Tensor) -> Tensor:
-    """The running means (C, 2) after an update whose sums (C, 2) and numbers of images are `sums` (C, 3); those of
+    """The running means (C, 2) after an update whose sums (C, 2) and numbers of images begin `sums` (C, 3 …); those of
     classes without an image stay."""
-    count = sums[:, 2:]
+    count = sums[:, 2:3]
     moved = (1 - MEANS_RATE) * means + MEANS_RATE * (sums[:, :2] / count.clamp(min=1)).to(means)
     return torch.where(count > 0, moved, means)
 
