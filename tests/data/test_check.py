@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,55 @@ def test_every_problem_is_found_at_once(sound: Path, save_image: Save) -> None:
     assert len(problems) == len(expected)
     for start in expected:
         assert any(problem.startswith(start) for problem in problems), start
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"boxes": [{"class": "cat", "box": [0, 0, 1]}]},
+        {"boxes": [{"class": "cat", "box": ["9", 0, 10, 6]}]},
+        {"boxes": [{"class": "cat", "box": [0, 0, 1, 1], "score": 1}]},
+        {"boxes": [{"label": "cat", "box": [0, 0, 1, 1]}]},
+        {"points": [{"class": "cat", "point": [0.5, 90]}]},
+        {"points": [{"class": "cta", "point": [0, 0]}]},
+        {"scribbles": [{"class": "cat", "points": [[0.5, 0.5], [90, 0]]}]},
+        {"scribbles": [{"class": "cat", "points": [["0", 0], [1]]}]},
+        {"tags": ["cta"]},
+        {"tag": ["cat"]},
+        {"tags": "cat"},
+        None,
+    ],
+)
+@pytest.mark.parametrize("masks", [True, False])
+def test_one_mistake_in_the_labels_of_an_image_is_one_message(sound: Path, one: object, masks: bool) -> None:
+    if not masks:
+        shutil.rmtree(sound / "masks")
+    images = {"one": one, "four": {"tags": []}, "deep/two three": {"tags": [], "split": "val"}}
+    (sound / "labels.json").write_text(json.dumps({"classes": ["cat", "dog"], "images": images}))
+    for name, size in {"four": (5, 5), "deep/two three": (6, 8)}.items() if masks else ():
+        write_label_map(sound / "masks" / f"{name}.png", np.zeros(size, np.uint8))
+    report = check_dataset(sound)
+    assert len(report.problems) == 1
+    assert [note for note in report.notes if "converted" not in note] == []
+
+
+@pytest.mark.parametrize("row", ["one,cat,train,more", "one", "one,cta,", "one,cat,../up", "nobody,cat,"])
+def test_one_mistake_in_a_row_is_one_message(tmp_path: Path, row: str) -> None:
+    report = check_dataset(label(tmp_path, f"{row}\ntwo,,\n", classes="cat\n"))
+    assert (len(report.problems), report.notes) == (1, [])
+
+
+def test_one_mistake_in_an_annotation_is_one_message(voc: Path) -> None:
+    shutil.rmtree(voc / "SegmentationClass")
+    shutil.rmtree(voc / "SegmentationClassAug")
+    bounds = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>500</xmax><ymax>x</ymax></bndbox>"
+    for name in "abcd":
+        annotation = f"<annotation><object><name>cat</name>{bounds if name == 'a' else ''}</object></annotation>"
+        (voc / "Annotations").mkdir(exist_ok=True)
+        (voc / "Annotations" / f"{name}.xml").write_text(annotation)
+    report = check_dataset(voc)
+    assert len(report.problems) == 1
+    assert [note for note in report.notes if "no setting" not in note.lower()] == []
 
 
 def test_splits_are_checked(voc: Path) -> None:

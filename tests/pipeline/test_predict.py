@@ -192,8 +192,8 @@ def test_a_higher_threshold_means_more_background(image: np.ndarray) -> None:
     [
         ("segmenter", {"threshold": 0.5}, "threshold has no effect on a segmenter; leave it out."),
         ("localiser", {"mirror": False}, "mirror has no effect on a localiser; leave it out."),
-        ("segmenter", {"scales": ["one"]}, "inference.scales.0: expected a number"),
-        ("segmenter", {"scales": ["0"]}, "inference.scales.0: expected a number of 0.01 or more"),
+        ("segmenter", {"scales": ["one"]}, "inference.scales[0]: expected a number"),
+        ("segmenter", {"scales": ["0"]}, "inference.scales[0]: expected a number of 0.01 or more"),
         ("segmenter", {"crf": "deeplob"}, "inference.crf: there is no such set of CRF parameters; known: "),
     ],
 )

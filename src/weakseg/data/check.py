@@ -141,12 +141,12 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
                         f'the image is in the splits "{split}" and "{held_out[sample.name]}". Remove it from one.',
                         sample.name,
                     )
-        if split.startswith("train"):
+        if split.startswith("train") and not report.faulty:
             try:
                 require_objects(samples, split)
             except WeaksegError as error:
                 report.problem(str(error))
-        if not split.startswith(HELD_OUT):
+        if not split.startswith(HELD_OUT) and not report.faulty:
             unlabelled = [sample.name for sample in samples if not sample.labels.known and sample.mask is None]
             _note(report, f'of the split "{split}" without any label', unlabelled)
         unmasked = [sample.name for sample in samples if sample.mask is None]
@@ -194,7 +194,8 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
             report.problem(problem)
         for kind in finding.conversions:
             converted[kind].append(finding.sample.name)
-        meaning.add(finding)
+        if finding.sample.name not in report.faulty:
+            meaning.add(finding)
         large += [finding.sample.name] if finding.long_side > 2 * USUAL_LONG_SIDE else []
         on_image(done, len(variants))
     _note(
@@ -293,9 +294,10 @@ class _Meaning:
                 "foreground, write it as 1."
             )
             return
-        if self.in_masks:
+        # What nothing shows may be in what has a problem.
+        if self.in_masks and not report.problems:
             self._tell_missing(report, f"None of the {self.masks} masks shows", self.in_masks)
-        if self.in_labels:
+        if self.in_labels and not report.problems:
             self._tell_missing(report, f"None of the {self.labelled} labelled images shows", self.in_labels)
         for where in self.contradictions:
             report.note("labels and mask differ. Is the order of the classes that of the masks' values?", where)
