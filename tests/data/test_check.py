@@ -237,6 +237,13 @@ def test_masks_are_read_before_they_are_needed(tmp_path: Path) -> None:
         require_masks(samples)
 
 
+def test_images_of_a_class_are_not_counted_where_all_labels_are_masks(tmp_path: Path) -> None:
+    root = label(tmp_path, "", {"one": [[0, 1]], "two": [[0, 1]]}, "cat\nhot dog\n")
+    dataset = open_dataset(root)
+    assert describe(dataset) == ["train: 2 images with masks (2)", "2 classes, labelled in masks only: cat, hot dog"]
+    assert "cat 1, hot dog 0" in describe(open_dataset(label(root, "one,cat,\n")))[-1]
+
+
 def test_what_a_recipe_does_with_labels_is_told_of_those_there_are(tmp_path: Path) -> None:
     dataset = open_dataset(label(tmp_path, SOUND, {"one": [[0, 1]]}))
     uses = {"tags": "what to learn", "boxes": "their classes alone"}
