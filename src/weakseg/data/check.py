@@ -14,7 +14,7 @@ from weakseg.data.dataset import UNLABELLED, Dataset, Sample
 from weakseg.data.findings import Report, Reported, reading
 from weakseg.data.images import conversions, read_image
 from weakseg.data.opening import open_dataset
-from weakseg.data.summary import describe
+from weakseg.data.summary import counted, describe
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, folded, tags_of, visible
 from weakseg.threads import threaded
@@ -129,8 +129,9 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
             report.problem(f'The split "{split}" is empty.')
         usual = split in USUAL_SPLITS or (dataset.format != "folder" and split.startswith(USUAL_SPLITS))
         if len(dataset.splits) > 1 and not usual:
+            images = counted(len(samples), "image")
             report.note(
-                f'No setting uses the split "{split}" ({_images(len(samples))}) by itself. If it is meant, say so with '
+                f'No setting uses the split "{split}" ({images}) by itself. If it is meant, say so with '
                 f"--set data.train={split}; if not, look at the column of splits, where a tag may have slipped in."
             )
         # VOC's list "trainval" is the two together on purpose.
@@ -154,14 +155,10 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
             _note(report, f'of the split "{split}" without a mask, which others have', unmasked)
 
 
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"
-
-
 def _note(report: Report, text: str, names: list[str]) -> None:
     if names:
         more = ", …" if len(names) > EXAMPLES else ""
-        report.note(f"{_images(len(names))} {text}: {', '.join(names[:EXAMPLES])}{more}")
+        report.note(f"{counted(len(names), 'image')} {text}: {', '.join(names[:EXAMPLES])}{more}")
 
 
 # Files

@@ -39,7 +39,7 @@ def describe(
     a kind of label, of `KINDS`; kinds that no image has are left out.
     """
     parts = dataset.splits if parts is None else parts
-    lines = [f"{name}: {_count(len(samples), 'image')}{_with(samples)}" for name, samples in parts.items()]
+    lines = [f"{name}: {counted(len(samples), 'image')}{_with(samples)}" for name, samples in parts.items()]
     distinct = {sample.name: sample for samples in parts.values() for sample in samples}
     there = kinds_of_labels(list(distinct.values()))
     weak = [sample.labels for sample in distinct.values() if sample.labels.known]
@@ -49,7 +49,7 @@ def describe(
         for label, name in dataset.classes.numbered()
     )
     how = ", with labelled images" if weak else ", labelled in masks only" if there else ""
-    lines.append(f"{_count(len(dataset.classes), 'class', 'classes')}{how}: {listed}")
+    lines.append(f"{counted(len(dataset.classes), 'class', 'classes')}{how}: {listed}")
     lines += [f"{kind}: {use}" for kind, use in (uses or {}).items() if there[kind]]
     wrapped = (part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  "))
     return [part.replace(NO_BREAK, " ") for part in wrapped]
@@ -60,5 +60,6 @@ def _with(samples: Sequence[Sample]) -> str:
     return " with " + ", ".join(f"{kind} ({counts[kind]})" for kind in KINDS if counts[kind]) if counts else ""
 
 
-def _count(count: int, one: str, several: str | None = None) -> str:
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number of things: "1 image", "2 images", "2 classes"."""
     return f"{count} {one if count == 1 else several or f'{one}s'}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from weakseg.data.folder import read_tags
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, stored_values, write_image, write_label_map
 from weakseg.errors import WeaksegError, out_of_memory
-from weakseg.files import write_json, write_npz, write_text
+from weakseg.files import write_csv, write_json, write_npz
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
 from weakseg.ops.resize import shrink_image
@@ -205,12 +203,10 @@ def predict_files(
 
 def _write_areas(path: Path, model: Model, areas: Mapping[Job, Sequence[int]]) -> None:
     """CSV: an image in each row, its pixels in all, those of the background and those of each class."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "pixels", "background", *model.classes.names])
-    for (file, output), of_image in areas.items():
-        rows.writerow([(output.parent / file.name).as_posix(), sum(of_image), *of_image])
-    write_text(path, text.getvalue())
+    rows = (
+        [(output.parent / file.name).as_posix(), sum(of_image), *of_image] for (file, output), of_image in areas.items()
+    )
+    write_csv(path, ["image", "pixels", "background", *model.classes.names], rows)
 
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:

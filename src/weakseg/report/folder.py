@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_json_lines
 from weakseg.labels import Classes
 from weakseg.pipeline.recipe import stage_kinds
+from weakseg.pipeline.recipe_files import read_yaml
 from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, finished
 from weakseg.pipeline.stage import Stage
 
@@ -127,12 +126,9 @@ class RunFolder:
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeaksegError(f"{path.parent} is not the folder of a run: it has no {RECIPE_NAME}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeaksegError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), dict):
+    if not path.exists():
+        raise WeaksegError(f"{path.parent} is not the folder of a run: it has no {RECIPE_NAME}.")
+    recipe = read_yaml(path)
+    if not isinstance(recipe.get("stages"), dict):
         raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
     return recipe
