@@ -15,7 +15,7 @@ from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe
-from weakseg.pipeline.run import working_size
+from weakseg.pipeline.run import description, working_size
 
 Save = Callable[..., Path]
 
@@ -242,6 +242,14 @@ def test_images_of_a_class_are_not_counted_where_all_labels_are_masks(tmp_path: 
     dataset = open_dataset(root)
     assert describe(dataset) == ["train: 2 images with masks (2)", "2 classes, labelled in masks only: cat, hot dog"]
     assert "cat 1, hot dog 0" in describe(open_dataset(label(root, "one,cat,\n")))[-1]
+
+
+def test_a_run_tells_which_images_it_does_not_use(tmp_path: Path) -> None:
+    recipe = load_recipe("toy-cam")
+    slipped = description(recipe, open_dataset(label(tmp_path, "one,cat,dog\ntwo,dog,\n")))
+    assert slipped[0].startswith("train: 1 image ")
+    assert "images not used, by split: dog 1" in slipped
+    assert "not used" not in "\n".join(description(recipe, open_dataset(label(tmp_path, SOUND))))
 
 
 def test_what_a_recipe_does_with_labels_is_told_of_those_there_are(tmp_path: Path) -> None:

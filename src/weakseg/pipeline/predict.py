@@ -158,13 +158,14 @@ def predict_files(
         if model.long_side is not None and max(image.shape) >= model.long_side:
             image = read_image(job[0])
             prediction = prediction.enlarged(item["image"], image, keep_scores=probabilities)
-        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels, deep=deep)
         if overlays:
             write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
         if probabilities:
             numbers = stored_values(prediction.score_labels, deep=deep)
             arrays = {"labels": numbers, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
+        # Last, so that an image that fails for want of memory leaves no mask.
+        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels, deep=deep)
         counts = np.bincount(prediction.labels.ravel(), minlength=1 + model.classes.largest)
         areas[job] = counts[all_labels(model.classes)].tolist()
 

@@ -30,6 +30,7 @@ from weakseg.data.summary import describe
 from weakseg.data.working_size import at_working_size
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
+from weakseg.labels import visible
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
 from weakseg.pipeline.edits import MASKS_FOLDER, edited_masks, written_masks
 from weakseg.pipeline.learning import Learning
@@ -415,9 +416,20 @@ def description(recipe: Recipe, dataset: Dataset) -> list[str]:
     samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
     scaled = {sample.name for of_part in samples.values() for sample in of_part if sample.long_side}
     held = describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    if unused := _unused(dataset, samples.values()):
+        held.append(f"images not used, by split: {', '.join(unused)}")
     if scaled:
         held.append(f"photographs read at {working_size(recipe)} pixels, since they are larger: {len(scaled)}")
     return [*held, *(f"note: {note}" for note in dataset.notes)]
+
+
+def _unused(dataset: Dataset, parts: Iterable[Sequence[Sample]]) -> list[str]:
+    """The splits with images that play no part, which may be due to a slip in a label file, and how many these are."""
+    used = {sample.name for samples in parts for sample in samples}
+    left = {
+        split: sum(sample.name not in used for sample in samples) for split, samples in sorted(dataset.splits.items())
+    }
+    return [f"{visible(split)} {count}" for split, count in left.items() if count]
 
 
 def uses_of_labels(recipe: Recipe) -> dict[str, str]:
