@@ -64,7 +64,7 @@ def test_a_finished_run_says_so_stage_by_stage(weakseg: Any, finished: Any, tmp_
         ("cam.train.epoch=2", 'cam.train.epoch: unknown setting. Did you mean "epochs"?'),
         ("cma.train.epochs=2", "there is no stage or setting 'cma'. Did you mean \"cam\"?"),
         ("cam.train.lr=fast", "cam.train.lr: expected a number"),
-        ("cam.train.steps=3", "cam.train: give either epochs or steps, not both"),
+        ("cam.train.steps=3", "cam.train: give either epochs or steps, and null for the other"),
         ("maps.scales=[1, 0]", "maps.scales[1]: expected a number of 0.01 or more"),
         ("seed=-1", "seed: expected a number of 0 or more"),
         ("nonsense", "write it as key=value"),

@@ -26,8 +26,7 @@ from weakseg.pipeline.inference import (
     predict_batches,
     require_images_only,
 )
-from weakseg.pipeline.recipe_files import read_yaml
-from weakseg.pipeline.run import RECIPE_NAME
+from weakseg.pipeline.run import RECIPE_NAME, recipe_of
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.progress import Progress
 from weakseg.settings import validate
@@ -44,7 +43,7 @@ def find_model(path: Path) -> Model:
     if (path / CONFIG_NAME).is_file():
         return _checked(load_model(path), path)
     if (path / RECIPE_NAME).is_file():
-        stages = read_yaml(path / RECIPE_NAME)["stages"]  # not as today's settings: runs of old versions predict, too
+        stages = recipe_of(path)["stages"]
         made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
         loaded = (model for model in map(load_model, made) if model.kind != "refiner")
         models = sorted(loaded, key=lambda model: model.kind == "segmenter")

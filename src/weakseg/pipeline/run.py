@@ -137,6 +137,20 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def recipe_of(root: Path) -> dict[str, Any]:
+    """The recipe of a run as its file tells it, not as today's settings, so that runs of old versions can be read.
+
+    Raises `WeaksegError` for a folder that is not a run's.
+    """
+    path = root / RECIPE_NAME
+    if not path.is_file():
+        raise WeaksegError(f"{root} is not the folder of a run: it has no {RECIPE_NAME}.")
+    recipe = read_yaml(path)
+    if not isinstance(recipe.get("stages"), dict):
+        raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
+    return recipe
+
+
 def _require_readable(root: Path, recipe: Recipe) -> None:
     """Raise `WeaksegError` for the run of an earlier version, whose keys say something else."""
     for name in recipe.stages:
@@ -264,10 +278,9 @@ def _finished_elsewhere(runs: Sequence[Path], root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if parallel.rank() == 0:
         for other in runs:
-            if not (other / RECIPE_NAME).is_file():
-                raise WeaksegError(f"{other} is not the folder of a run: it has no {RECIPE_NAME}.")
+            stages = recipe_of(other)["stages"]
             if other.resolve() != root.resolve():
-                for name in read_yaml(other / RECIPE_NAME)["stages"]:
+                for name in stages:
                     if (manifest := finished(other / name)) is not None:
                         found.setdefault(manifest["key"], other / name)
     return parallel.gather(found)[0]

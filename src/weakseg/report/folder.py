@@ -13,8 +13,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_json_lines
 from weakseg.labels import Classes
 from weakseg.pipeline.recipe import stage_kinds
-from weakseg.pipeline.recipe_files import read_yaml
-from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, finished
+from weakseg.pipeline.run import DATA_NAME, finished, recipe_of
 from weakseg.pipeline.stage import Stage
 
 PART_TITLES = {"train": "Training images", "score": "Weakly labelled images", "val": "Validation images"}
@@ -39,7 +38,7 @@ class RunFolder:
     @classmethod
     def read(cls, root: Path) -> RunFolder:
         """Raises `WeaksegError` for a folder that is no run."""
-        recipe = _read_recipe(root / RECIPE_NAME)
+        recipe = recipe_of(root)
         log = read_json_lines(root / "log.jsonl")
         found = {name: manifest for name in recipe["stages"] if (manifest := finished(root / name)) is not None}
         # What the run wants; an interrupted one may not have come to all stages that a change of settings concerns.
@@ -123,12 +122,3 @@ class RunFolder:
             return ""
         again = f" ({', '.join(self.outdated)}: made with earlier settings)" if self.outdated else ""
         return f"The run is not finished; missing: {', '.join(self.unfinished)}{again}."
-
-
-def _read_recipe(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        raise WeaksegError(f"{path.parent} is not the folder of a run: it has no {RECIPE_NAME}.")
-    recipe = read_yaml(path)
-    if not isinstance(recipe.get("stages"), dict):
-        raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
-    return recipe
