@@ -52,7 +52,7 @@ def test_settings_never_change() -> None:
         ({"other": {"height": 1, "widht": 2}}, 'here.other.widht: unknown setting. Did you mean "width"?'),
         ({"crop": {}}, "here.crop.height: this setting is missing."),
         ({"crop": {"height": 0}}, "here.crop.height: expected a number above 0 (found 0)."),
-        ({"sizes": [1, "two"]}, "here.sizes.1: expected a whole number"),
+        ({"sizes": [1, "two"]}, "here.sizes[1]: expected a whole number"),
         ({"colour": "green"}, 'here.colour: expected red or blue (found "green").'),
         ({"least": 5, "most": 3}, "here: least must not be above most"),
     ],

@@ -378,8 +378,7 @@ def predict(
     )
     print(how)
     print(f"{count} images: masks in {out / 'masks'}" + (f", overlays in {out / 'overlays'}" if overlays else ""))
-    if failures:
-        raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + count} images failed:", *failures]))
+    _require_no(failures, count)
 
 
 @app.command()
@@ -424,6 +423,11 @@ def superpixels(
     runtime = validate(RuntimeSettings, {"device": device}, "")
     done, before, failures = superpixel_files(images, out, settings, chosen if merge else None, start(runtime).device)
     print(f"{done} images: superpixels in {out}" + (f" ({before} were there already)" if before else ""))
+    _require_no(failures, done)
+
+
+def _require_no(failures: list[str], done: int) -> None:
+    """Raise `WeaksegError` where some images failed, beside so many that are done."""
     if failures:
         raise WeaksegError("\n".join([f"{len(failures)} of {len(failures) + done} images failed:", *failures]))
 

@@ -40,6 +40,11 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
+def bytes_in(path: Path) -> int:
+    """The size of a file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def download(urls: Sequence[str], path: Path, size: int | None, progress: Progress) -> None:
     """Download to `path` from the first address that has the file, in a folder that exists. What it holds is for the
     caller to check.
@@ -67,12 +72,12 @@ def download(urls: Sequence[str], path: Path, size: int | None, progress: Progre
 def _download_from(url: str, path: Path, size: int | None, progress: Progress) -> None:
     """Bring all of the file to its part, asking again after a broken connection."""
     part, waits = part_of(path), list(RETRY_WAITS)
-    while _size(part) != size:
-        before = _size(part)
+    while bytes_in(part) != size:
+        before = bytes_in(part)
         try:
             return _receive(url, path, size, progress)
         except _InterruptedError:
-            if _size(part) > before:
+            if bytes_in(part) > before:
                 waits = list(RETRY_WAITS)
             if not waits:
                 raise
@@ -85,8 +90,8 @@ def _receive(url: str, path: Path, size: int | None, progress: Progress) -> None
     part = part_of(path)
     with _request(url, part) as response:
         start, announced = _extent(response)
-        if start not in (0, _size(part)):
-            raise _RefusedError(f"it sends bytes from {start} on instead of from {_size(part)} on")
+        if start not in (0, bytes_in(part)):
+            raise _RefusedError(f"it sends bytes from {start} on instead of from {bytes_in(part)} on")
         if size is not None and announced not in (None, size):
             raise _RefusedError(f"its file has {announced} bytes instead of {size}")
         total = announced if size is None else size
@@ -119,8 +124,8 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
 def _request(url: str, part: Path) -> HTTPResponse:
     """Ask for the bytes that come after those in `part`."""
     headers = {"User-Agent": "weakseg", "Accept-Encoding": "identity"}
-    if _size(part):
-        headers["Range"] = f"bytes={_size(part)}-"
+    if bytes_in(part):
+        headers["Range"] = f"bytes={bytes_in(part)}-"
     try:
         return cast(HTTPResponse, urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS))
     except HTTPError as error:
@@ -145,7 +150,3 @@ def _extent(response: HTTPResponse) -> tuple[int, int | None]:
         return int(first), int(total) if total.isdecimal() else None
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0

@@ -40,8 +40,8 @@ def explain(error: BaseException) -> str | None:
         return "The GPU's memory is full. Make batch_size smaller, or accumulate=2 with the same batch_size."
     if out_of_memory(error):
         return (
-            "The computer's memory is full. Make batch_size, augment.crop or runtime.workers smaller, or scale very "
-            "large images down. Finished work is kept."
+            "The computer's memory is full. Make batch_size, augment.crop or runtime.workers smaller, or read very "
+            "large images scaled down (data.long_side). Finished work is kept."
         )
     text = str(error)
     if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or any(

@@ -62,7 +62,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps, not both and not neither")
+            raise ValueError("give either epochs or steps, and null for the other")
         if self.lr_every != "epoch" and self.lr_every < 1:
             raise ValueError(f"lr_every counts updates, from 1 on, or is epoch; found {self.lr_every}")
         return self

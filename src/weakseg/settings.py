@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,13 +40,12 @@ def changed(cls: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(cls: type[Settings], fault: Fault, where: str) -> str:
-    *parents, key = fault.place or ("",)
-    name = ".".join(str(part) for part in (where, *fault.place) if part != "")
+    name = dotted((where, *fault.place) if where else fault.place)
     if fault.kind == "extra_forbidden":
+        *parents, key = fault.place
         known = _keys_at(cls, parents)
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(known) or 'none'}."
-        return f"{name}: unknown setting. {hint}"
+        hint = did_you_mean(key, known) or f" Known: {', '.join(known) or 'none'}."
+        return f"{name}: unknown setting.{hint}"
     if fault.kind == "missing":
         return f"{name}: this setting is missing."
     return f"{name}: {fault.text}."
@@ -139,6 +138,17 @@ def _expected(details: Mapping[str, Any]) -> str:
             whole = {name: int(b) if isinstance(b, float) and b.is_integer() else b for name, b in bounds.items()}
             return text.format_map(whole).replace("'", "")
     return f"something else: {details['msg'][:1].lower()}{details['msg'][1:]}"
+
+
+def dotted(place: Iterable[str | int]) -> str:
+    """A place as people write it: `boxes[0].class`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A space and a question that names the nearest of the `known` names, empty where none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f' Did you mean "{near[0]}"?' if near else ""
 
 
 def shown(value: object, longest: int = 80) -> str:

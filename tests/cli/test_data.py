@@ -111,6 +111,15 @@ def test_a_summary_of_classes_without_images(weakseg: Any, folder: Path, tmp_pat
     assert json.loads((tmp_path / "together.json").read_text())["share_with_other"][1] == [None] * 3
 
 
+def test_a_summary_where_all_labels_are_masks(weakseg: Any, folder: Path) -> None:
+    (folder / "labels.csv").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    answer = weakseg("data", "summary", folder)
+    assert answer.out.splitlines()[2].split() == ["train", "2", "0", "2"]
+    assert "weak labels" in answer.out.splitlines()[-1]
+    assert "cat" not in answer.out
+
+
 def test_the_summary_of_an_unknown_split(weakseg: Any, folder: Path) -> None:
     answer = weakseg("data", "summary", folder, "--split", "tset")
     assert answer.status == 1

@@ -87,7 +87,7 @@ def test_too_many_open_files(tiny_voc: Path, tmp_path: Path) -> None:
         ("runtime.workers=many", 'runtime.workers: expected a whole number or auto (found "many").'),
         ("cam.augment.crop=1", "cam.augment.crop: expected a number of 8 or more (found 1)."),
         ("cam.augment.crop=100000", "cam.augment.crop: expected a number of 8192 or less (found 100000)."),
-        ("maps.scales=[0]", "maps.scales.0: expected a number of 0.01 or more (found 0)."),
+        ("maps.scales=[0]", "maps.scales[0]: expected a number of 0.01 or more (found 0)."),
     ],
 )
 def test_impossible_settings(weakseg: Any, tiny_voc: Path, tmp_path: Path, setting: str, message: str) -> None:

@@ -120,8 +120,8 @@ def test_a_localiser_says_that_the_classifier_decides(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scales", "1,big"], "Error: inference.scales.1: expected a number"),
-        (["--scales", "-1"], "Error: inference.scales.0: expected a number of 0.01 or more"),
+        (["--scales", "1,big"], "Error: inference.scales[1]: expected a number"),
+        (["--scales", "-1"], "Error: inference.scales[0]: expected a number of 0.01 or more"),
         (["--crf", "deeplob"], "Error: inference.crf: there is no such set of CRF parameters; known: affinitynet"),
         (["--threshold", "0.2"], "Error: threshold has no effect on a segmenter"),
         (["--device", "gpu"], 'Error: device: expected auto, cpu or cuda (found "gpu")'),

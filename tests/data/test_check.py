@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
 from weakseg.pipeline.recipe import load_recipe
-from weakseg.pipeline.run import working_size
+from weakseg.pipeline.run import description, working_size
 
 Save = Callable[..., Path]
 
@@ -78,6 +79,55 @@ def test_every_problem_is_found_at_once(sound: Path, save_image: Save) -> None:
     assert len(problems) == len(expected)
     for start in expected:
         assert any(problem.startswith(start) for problem in problems), start
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"boxes": [{"class": "cat", "box": [0, 0, 1]}]},
+        {"boxes": [{"class": "cat", "box": ["9", 0, 10, 6]}]},
+        {"boxes": [{"class": "cat", "box": [0, 0, 1, 1], "score": 1}]},
+        {"boxes": [{"label": "cat", "box": [0, 0, 1, 1]}]},
+        {"points": [{"class": "cat", "point": [0.5, 90]}]},
+        {"points": [{"class": "cta", "point": [0, 0]}]},
+        {"scribbles": [{"class": "cat", "points": [[0.5, 0.5], [90, 0]]}]},
+        {"scribbles": [{"class": "cat", "points": [["0", 0], [1]]}]},
+        {"tags": ["cta"]},
+        {"tag": ["cat"]},
+        {"tags": "cat"},
+        None,
+    ],
+)
+@pytest.mark.parametrize("masks", [True, False])
+def test_one_mistake_in_the_labels_of_an_image_is_one_message(sound: Path, one: object, masks: bool) -> None:
+    if not masks:
+        shutil.rmtree(sound / "masks")
+    images = {"one": one, "four": {"tags": []}, "deep/two three": {"tags": [], "split": "val"}}
+    (sound / "labels.json").write_text(json.dumps({"classes": ["cat", "dog"], "images": images}))
+    for name, size in {"four": (5, 5), "deep/two three": (6, 8)}.items() if masks else ():
+        write_label_map(sound / "masks" / f"{name}.png", np.zeros(size, np.uint8))
+    report = check_dataset(sound)
+    assert len(report.problems) == 1
+    assert [note for note in report.notes if "converted" not in note] == []
+
+
+@pytest.mark.parametrize("row", ["one,cat,train,more", "one", "one,cta,", "one,cat,../up", "nobody,cat,"])
+def test_one_mistake_in_a_row_is_one_message(tmp_path: Path, row: str) -> None:
+    report = check_dataset(label(tmp_path, f"{row}\ntwo,,\n", classes="cat\n"))
+    assert (len(report.problems), report.notes) == (1, [])
+
+
+def test_one_mistake_in_an_annotation_is_one_message(voc: Path) -> None:
+    shutil.rmtree(voc / "SegmentationClass")
+    shutil.rmtree(voc / "SegmentationClassAug")
+    bounds = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>500</xmax><ymax>x</ymax></bndbox>"
+    for name in "abcd":
+        annotation = f"<annotation><object><name>cat</name>{bounds if name == 'a' else ''}</object></annotation>"
+        (voc / "Annotations").mkdir(exist_ok=True)
+        (voc / "Annotations" / f"{name}.xml").write_text(annotation)
+    report = check_dataset(voc)
+    assert len(report.problems) == 1
+    assert [note for note in report.notes if "no setting" not in note.lower()] == []
 
 
 def test_splits_are_checked(voc: Path) -> None:
@@ -185,6 +235,21 @@ def test_masks_are_read_before_they_are_needed(tmp_path: Path) -> None:
     require_masks(samples[:1])
     with pytest.raises(WeaksegError, match=r"two\.png holds values that are no class: 7"):
         require_masks(samples)
+
+
+def test_images_of_a_class_are_not_counted_where_all_labels_are_masks(tmp_path: Path) -> None:
+    root = label(tmp_path, "", {"one": [[0, 1]], "two": [[0, 1]]}, "cat\nhot dog\n")
+    dataset = open_dataset(root)
+    assert describe(dataset) == ["train: 2 images with masks (2)", "2 classes, labelled in masks only: cat, hot dog"]
+    assert "cat 1, hot dog 0" in describe(open_dataset(label(root, "one,cat,\n")))[-1]
+
+
+def test_a_run_tells_which_images_it_does_not_use(tmp_path: Path) -> None:
+    recipe = load_recipe("toy-cam")
+    slipped = description(recipe, open_dataset(label(tmp_path, "one,cat,dog\ntwo,dog,\n")))
+    assert slipped[0].startswith("train: 1 image ")
+    assert "images not used, by split: dog 1" in slipped
+    assert "not used" not in "\n".join(description(recipe, open_dataset(label(tmp_path, SOUND))))
 
 
 def test_what_a_recipe_does_with_labels_is_told_of_those_there_are(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_names_that_two_splits_use_are_made_unique(coco: Path) -> None:
         (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5, 1, 5]]), "annotations[0]: a polygon is a list"),
         (
             lambda c: c["annotations"][0].update(segmentation=[[0, 0, 1e9, 0, 1, 5]]),
-            "annotations[0]: a polygon lies far",
+            "annotations[0]: a polygon holds coordinates",
         ),
         (lambda c: c["annotations"][0].update(segmentation={"size": [6, 8]}), "annotations[0]: the counts"),
         (lambda c: c["annotations"][0].update(segmentation={"size": [8, 6], "counts": [48]}), "annotations[0]: a run-"),
@@ -312,6 +312,14 @@ def test_a_polygon_without_inside_is_left_out(coco: Path, degenerate: list[float
     np.testing.assert_array_equal(after.mask.read(), before.mask.read())  # type: ignore[union-attr]
     [note] = notes_of(coco)
     assert note.startswith(f"{path}, annotations[0]: a polygon of fewer than three points")
+
+
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e9, 10**400])
+def test_a_coordinate_that_no_image_has_is_refused_before_it_is_drawn(coco: Path, place: int, value: float) -> None:
+    path = edit(coco, lambda c: c["annotations"][0]["segmentation"][0].__setitem__(place, value))
+    with pytest.raises(WeaksegError, match=r"annotations\[0\]: a polygon holds coordinates that are not numbers or"):
+        read_coco(path)
 
 
 def test_an_object_of_degenerate_polygons_alone_keeps_its_tag(coco: Path) -> None:

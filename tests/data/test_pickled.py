@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +121,14 @@ def test_a_plain_array_and_a_missing_file_are_errors(tmp_path: Path) -> None:
 def test_a_size_that_is_only_claimed_takes_no_memory(tmp_path: Path) -> None:
     memo_at_4_billion = b"\x80\x04}r\xff\xff\xff\xff."
     text_of_an_exabyte = b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little")
-    for stream in (memo_at_4_billion, text_of_an_exabyte):
+    buffer_of_a_gigabyte = b"\x80\x05\x96" + (1 << 30).to_bytes(8, "little")
+    for stream in (memo_at_4_billion, text_of_an_exabyte, buffer_of_a_gigabyte):
         (tmp_path / "x.npy").write_bytes(HEADER + stream)
+        tracemalloc.start()
         with pytest.raises(WeaksegError, match=r"x\.npy is not a NumPy file of a dict"):
             read_pickled_dict(tmp_path / "x.npy")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        tracemalloc.stop()
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

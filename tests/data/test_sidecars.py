@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tiny import write_tiny_voc
+from weakseg.data.findings import Report
 from weakseg.data.opening import open_dataset
 from weakseg.files import write_json
 from weakseg.labels import Box, Point
@@ -36,3 +37,15 @@ def test_a_folder_keeps_its_splits(tmp_path: Path) -> None:
     assert (val.labels.tags, val.labels.points) == ({1}, (Point(0, 0, 3),))
     boxed = {sample.name: sample.labels for sample in dataset.split("train")}["val 1"]
     assert (boxed.tags, boxed.boxes) == (None, (Box(2, 1, 2, 5, 6),))
+
+
+def test_unknown_keys_are_told_with_those_of_such_a_file(tmp_path: Path) -> None:
+    root = write_tiny_voc(tmp_path)
+    write_json(root / "boxes.json", {"images": {"train 0": {"boxs": [BOX]}, "train 1": {"boxes": [{**BOX, "id": 1}]}}})
+    report = Report()
+    open_dataset(root, report=report)
+    file = root / "boxes.json"
+    assert report.problems == [
+        f'{file}, image "train 0", boxs: unknown key. Did you mean "boxes"? Known: boxes, points, scribbles.',
+        f'{file}, image "train 1", boxes[0].id: unknown key. Known: class, box.',
+    ]

@@ -274,8 +274,8 @@ def test_resizing_keeps_a_constant_image(style: Style) -> None:
     [
         ({"scale_range": [1.5, 0.5]}, "train.augment.scale_range: the lower end of the range comes first"),
         ({"scale_range": [0.5, 1], "scale_choices": [1]}, "set scale_range or scale_choices, not both"),
-        ({"scale_range": ["a", 1.0]}, "train.augment.scale_range.0: expected a number"),
-        ({"scale_range": [1.0, float("inf")]}, "train.augment.scale_range.1: expected a"),
+        ({"scale_range": ["a", 1.0]}, "train.augment.scale_range[0]: expected a number"),
+        ({"scale_range": [1.0, float("inf")]}, "train.augment.scale_range[1]: expected a"),
         ({"crop": 0}, "train.augment.crop: expected a number of 8 or more"),
         ({"scale_choices": []}, "train.augment.scale_choices: "),
         ({"resize_lon": [320, 640]}, 'train.augment.resize_lon: unknown setting. Did you mean "resize_long"?'),

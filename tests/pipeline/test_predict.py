@@ -111,6 +111,9 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
 def test_of_a_run_the_segmenter_is_taken_and_before_it_is_there_the_localiser(tmp_path: Path) -> None:
     with pytest.raises(WeaksegError, match=r"is neither a model folder \(with config\.json\) nor a run"):
         find_model(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("extends: cam")
+    with pytest.raises(WeaksegError, match=r"recipe\.yaml is not the recipe of a run: it has no stages"):
+        find_model(tmp_path)
     write_text(tmp_path / "recipe.yaml", load_recipe("toy-cam").as_yaml())
     with pytest.raises(WeaksegError, match="has not finished any model yet"):
         find_model(tmp_path)
@@ -192,8 +195,8 @@ def test_a_higher_threshold_means_more_background(image: np.ndarray) -> None:
     [
         ("segmenter", {"threshold": 0.5}, "threshold has no effect on a segmenter; leave it out."),
         ("localiser", {"mirror": False}, "mirror has no effect on a localiser; leave it out."),
-        ("segmenter", {"scales": ["one"]}, "inference.scales.0: expected a number"),
-        ("segmenter", {"scales": ["0"]}, "inference.scales.0: expected a number of 0.01 or more"),
+        ("segmenter", {"scales": ["one"]}, "inference.scales[0]: expected a number"),
+        ("segmenter", {"scales": ["0"]}, "inference.scales[0]: expected a number of 0.01 or more"),
         ("segmenter", {"crf": "deeplob"}, "inference.crf: there is no such set of CRF parameters; known: "),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weakseg.files import read_json
+from weakseg.files import read_json, write_csv
 from weakseg.pipeline.compare import plan
 from weakseg.report.comparison.documents import latex
 from weakseg.report.comparison.files import write_comparison
@@ -21,7 +21,6 @@ from weakseg.report.comparison.page import comparison_page
 from weakseg.report.comparison.reading import Comparison, Measured, Score, Work, compared
 from weakseg.report.comparison.records import as_dict, class_records, seed_records
 from weakseg.report.comparison.tables import class_cells, pass_sentence, result_cells
-from weakseg.report.tables import csv_text
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -102,15 +101,17 @@ def test_of_a_class_only_the_seeds_that_show_it_count() -> None:
     assert cells[1] == ["kettle", "21.0", "30.0", "+9.0"]
 
 
-def test_tables_for_programs_hold_every_number_as_it_was_measured() -> None:
+def test_tables_for_programs_hold_every_number_as_it_was_measured(tmp_path: Path) -> None:
     found = comparison(A, measured("b", s1=1 / 3, s3=0.1 + 0.2))
-    rows = list(csv.DictReader(io.StringIO(csv_text(*seed_records(found)))))
+    write_csv(tmp_path / "seeds.csv", *seed_records(found))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "seeds.csv").read_text())))
     assert [(row["recipe"], row["seed"], row["reference"]) for row in rows] == [
         ("a", "0", ""), ("a", "1", ""), ("a", "2", ""), ("b", "1", "a"), ("b", "3", "a"),
     ]  # fmt: skip
     assert [float(row["mean_iou"]) for row in rows] == [0.1, 0.2, 0.3, 1 / 3, 0.1 + 0.2]
     assert [row["difference"] for row in rows] == ["", "", "", str(1 / 3 - 0.2), ""], "a has no seed 3"
-    classes = list(csv.DictReader(io.StringIO(csv_text(*class_records(found)))))
+    write_csv(tmp_path / "classes.csv", *class_records(found))
+    classes = list(csv.DictReader(io.StringIO((tmp_path / "classes.csv").read_text())))
     assert [row["class"] for row in classes] == [*CLASSES] * 5
     assert [row["iou"] for row in classes[:3]] == [str(0.1), str(0.1 + 0.01), ""]
     assert as_dict(found)["rows"][1]["class_iou"] == {

@@ -232,6 +232,20 @@ def test_a_stage_at_work_shows_its_losses_so_far(make_run: RunMaker) -> None:
     assert "segment (deeplab): 1 updates so far" in page_of(run).captions()
 
 
+def test_epochs_that_were_added_are_told_with_the_setting_that_forgoes_them(make_run: RunMaker) -> None:
+    by_hand = (
+        "segment.train.epochs=2",
+        "segment.train.min_steps=160",
+        "cam.train.epochs=16",
+        "cam.train.min_steps=160",
+    )
+    notes = page_of(make_run(recipe=load_recipe("toy-cam", by_hand))).notes()
+    assert "16 epochs instead of 2" in notes
+    assert "cam: the images are few" not in notes, "its epochs are as many"
+    (advice,) = re.findall(r"--set (\S+=null)", notes)
+    assert load_recipe("toy-cam", (*by_hand, advice)).stages["segment"].train.min_steps is None
+
+
 def test_activation_maps_that_are_not_shown_are_counted(make_run: RunMaker) -> None:
     run = make_run(masks=False)
     path = run / "maps" / "maps" / "train_11.npz"

@@ -14,7 +14,7 @@ from weakseg.data.dataset import UNLABELLED, Dataset, Sample
 from weakseg.data.findings import Report, Reported, reading
 from weakseg.data.images import conversions, read_image
 from weakseg.data.opening import open_dataset
-from weakseg.data.summary import describe
+from weakseg.data.summary import counted, describe
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, folded, tags_of, visible
 from weakseg.threads import threaded
@@ -129,8 +129,9 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
             report.problem(f'The split "{split}" is empty.')
         usual = split in USUAL_SPLITS or (dataset.format != "folder" and split.startswith(USUAL_SPLITS))
         if len(dataset.splits) > 1 and not usual:
+            images = counted(len(samples), "image")
             report.note(
-                f'No setting uses the split "{split}" ({_images(len(samples))}) by itself. If it is meant, say so with '
+                f'No setting uses the split "{split}" ({images}) by itself. If it is meant, say so with '
                 f"--set data.train={split}; if not, look at the column of splits, where a tag may have slipped in."
             )
         # VOC's list "trainval" is the two together on purpose.
@@ -141,12 +142,12 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
                         f'the image is in the splits "{split}" and "{held_out[sample.name]}". Remove it from one.',
                         sample.name,
                     )
-        if split.startswith("train"):
+        if split.startswith("train") and not report.faulty:
             try:
                 require_objects(samples, split)
             except WeaksegError as error:
                 report.problem(str(error))
-        if not split.startswith(HELD_OUT):
+        if not split.startswith(HELD_OUT) and not report.faulty:
             unlabelled = [sample.name for sample in samples if not sample.labels.known and sample.mask is None]
             _note(report, f'of the split "{split}" without any label', unlabelled)
         unmasked = [sample.name for sample in samples if sample.mask is None]
@@ -154,14 +155,10 @@ def _check_splits(dataset: Dataset, report: Report) -> None:
             _note(report, f'of the split "{split}" without a mask, which others have', unmasked)
 
 
-def _images(count: int) -> str:
-    return f"{count} image" if count == 1 else f"{count} images"
-
-
 def _note(report: Report, text: str, names: list[str]) -> None:
     if names:
         more = ", …" if len(names) > EXAMPLES else ""
-        report.note(f"{_images(len(names))} {text}: {', '.join(names[:EXAMPLES])}{more}")
+        report.note(f"{counted(len(names), 'image')} {text}: {', '.join(names[:EXAMPLES])}{more}")
 
 
 # Files
@@ -194,7 +191,8 @@ def _check_files(dataset: Dataset, report: Report, on_image: Callable[[int, int]
             report.problem(problem)
         for kind in finding.conversions:
             converted[kind].append(finding.sample.name)
-        meaning.add(finding)
+        if finding.sample.name not in report.faulty:
+            meaning.add(finding)
         large += [finding.sample.name] if finding.long_side > 2 * USUAL_LONG_SIDE else []
         on_image(done, len(variants))
     _note(
@@ -293,9 +291,10 @@ class _Meaning:
                 "foreground, write it as 1."
             )
             return
-        if self.in_masks:
+        # What nothing shows may be in what has a problem.
+        if self.in_masks and not report.problems:
             self._tell_missing(report, f"None of the {self.masks} masks shows", self.in_masks)
-        if self.in_labels:
+        if self.in_labels and not report.problems:
             self._tell_missing(report, f"None of the {self.labelled} labelled images shows", self.in_labels)
         for where in self.contradictions:
             report.note("labels and mask differ. Is the order of the classes that of the masks' values?", where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from array import array
 from collections.abc import Mapping
@@ -305,9 +306,11 @@ class _Part:
         # Most are numbers throughout, and there are millions.
         if not all(type(value) in (int, float) for value in values):
             values = [self.places.number(value, what, where) for value in values]
-        # A coordinate far outside would make a run length of gigabytes.
-        if values and not (max(values) <= 2 * max(size) and min(values) >= -2 * max(size)):
-            raise WeaksegError("a polygon lies far outside the image.")
+        # A coordinate far outside, or one that is not a number, would make a run length of gigabytes. Comparisons miss
+        # NaN behind other numbers; their sum shows it.
+        largest = 2 * max(size)
+        if values and not (max(values) <= largest and min(values) >= -largest and math.isfinite(sum(values))):
+            raise WeaksegError("a polygon holds coordinates that are not numbers or lie far outside the image.")
         return array("d", values)
 
     def sample(self, picture: _Picture, name: str) -> Sample:

@@ -22,7 +22,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from weakseg.download import DownloadError, Progress, download, part_of
+from weakseg.download import DownloadError, Progress, bytes_in, download, part_of
 from weakseg.errors import WeaksegError
 from weakseg.files import atomic_path, write_text
 
@@ -91,7 +91,7 @@ def fetch(
             except DownloadError as error:
                 raise WeaksegError(
                     f"{archive.file} could not be downloaded ({error}). Check the connection and run the same command "
-                    f"again; the {_size(part_of(path)) / 1e6:.1f} MB that arrived are kept."
+                    f"again; the {bytes_in(part_of(path)) / 1e6:.1f} MB that arrived are kept."
                 ) from None
         _verify(archive, path, report)
         try:
@@ -115,7 +115,7 @@ def _check_space(archive: Archive, out: Path) -> None:
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise WeaksegError(f"The folder {out} cannot be used ({error.strerror or error}). Choose another.") from None
-    needed = archive.size - _size(part_of(out / archive.file)) + archive.unpacked
+    needed = archive.size - bytes_in(part_of(out / archive.file)) + archive.unpacked
     if free < needed:
         raise WeaksegError(
             f"The disk of {out} has {free / 1e9:.1f} GB free, but {archive.file} may need {needed / 1e9:.1f} GB. "
@@ -126,8 +126,8 @@ def _check_space(archive: Archive, out: Path) -> None:
 def _verify(archive: Archive, path: Path, report: Progress) -> None:
     """Delete the archive and raise if it is not the publisher's."""
     problem = None
-    if _size(path) != archive.size:
-        problem = f"has {_size(path)} bytes instead of {archive.size}"
+    if bytes_in(path) != archive.size:
+        problem = f"has {bytes_in(path)} bytes instead of {archive.size}"
     elif (found := _md5(path, report)) != archive.md5:
         problem = f"has the MD5 sum {found} instead of {archive.md5}"
     if problem:
@@ -140,12 +140,8 @@ def _md5(path: Path, report: Progress) -> str:
     with path.open("rb") as file:
         for chunk in _chunks(file):
             digest.update(chunk)
-            report(f"Checking {path.name}", file.tell(), _size(path))
+            report(f"Checking {path.name}", file.tell(), bytes_in(path))
     return digest.hexdigest()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
@@ -169,7 +165,7 @@ def unpack(archive: Archive, path: Path, out: Path, report: Progress) -> None:
     """Write the files of an archive to `out`; those that are there already with the right size are kept."""
     for name, size, content in _files(archive, path, report):
         target = out / name
-        if target.is_file() and _size(target) == size:
+        if target.is_file() and bytes_in(target) == size:
             continue
         with atomic_path(target) as temporary, temporary.open("wb") as file:
             for chunk in _chunks(content):
@@ -199,7 +195,7 @@ def _files(archive: Archive, path: Path, report: Progress) -> Iterator[tuple[Pur
                 if unpacked > archive.unpacked:
                     raise WeaksegError(f"{path} unpacks to more than {archive.unpacked / 1e9:.3g} GB; it was refused.")
                 yield inside.relative_to(archive.folder), size, content
-                report(f"Unpacking {path.name}", raw.tell(), _size(path))
+                report(f"Unpacking {path.name}", raw.tell(), bytes_in(path))
         except UNREADABLE as error:
             raise _DamagedError(_reason(error)) from error
 

@@ -18,18 +18,24 @@ Places = dict[str, list[str]]
 @dataclass
 class Report:
     """`problems` keep a data set from being used; `notes` are things worth knowing. One sentence or two each.
-    `contents` are lines that say what the data set holds.
+    `contents` are lines that say what the data set holds, `faulty` the images whose labels are incomplete because
+    of a problem, so that what they lack is nothing to report again.
 
-    Findings of the same text at several places are one: it names the first place and counts the others.
+    Findings of the same text at several places are one: it names the first place and counts the others. A note on a
+    place waits until the problems there are mended, since most often both come from one mistake.
     """
 
     _problems: Places = field(default_factory=dict)
     _notes: Places = field(default_factory=dict)
     contents: list[str] = field(default_factory=list)
+    faulty: set[str] = field(default_factory=set)
 
-    def problem(self, text: str, where: str | None = None) -> None:
-        """Add a problem; `where` is its file and line, entry or image, unless the text names it."""
+    def problem(self, text: str, where: str | None = None, image: str | None = None) -> None:
+        """Add a problem; `where` is its file and line, entry or image, unless the text names it. `image` is the image
+        whose labels it makes incomplete."""
         self._problems.setdefault(text, []).extend([] if where is None else [where])
+        if image is not None:
+            self.faulty.add(image)
 
     def note(self, text: str, where: str | None = None) -> None:
         """Add a note, as `problem` does."""
@@ -41,7 +47,9 @@ class Report:
 
     @property
     def notes(self) -> list[str]:
-        return [_sentence(text, places) for text, places in self._notes.items()]
+        faulty = {place for places in self._problems.values() for place in places}
+        sound = {text: [place for place in places if place not in faulty] for text, places in self._notes.items()}
+        return [_sentence(text, places) for text, places in sound.items() if places or not self._notes[text]]
 
 
 def _sentence(text: str, places: list[str]) -> str:

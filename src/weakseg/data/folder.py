@@ -13,7 +13,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -27,7 +28,7 @@ from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, LabelMap, files_of_im
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import BACKGROUND, VOID, Box, Classes, Point, Scribble, WeakLabels, folded
-from weakseg.settings import faults, shown
+from weakseg.settings import did_you_mean, dotted, faults, shown
 
 DEFAULT_SPLIT = "train"
 COLUMNS = ("image", "tags", "split")
@@ -84,7 +85,7 @@ def read_folder(root: Path | str, report: Report | None = None) -> Dataset:
                 strokes = _read_strokes(IndexMask(drawings[name], values), image, report)
                 labels = WeakLabels(labels.tags, labels.boxes, labels.points, labels.scribbles + strokes)
             mask = IndexMask(masks[name], values) if name in masks else None
-            known = bool(of_image) or labels.known or mask is not None
+            known = bool(of_image) or labels.known or mask is not None or name in report.faulty
             split = of_image[0].data.split if of_image else DEFAULT_SPLIT if known else UNLABELLED
             splits.setdefault(split, []).append(Sample(name, image, labels, mask))
         return Dataset(root, "folder", classes, dict(sorted(splits.items())))
@@ -97,7 +98,7 @@ def read_tags(path: Path, images: Mapping[str, Path], classes: Classes) -> dict[
     """
     with reading(path, None) as report:
         rows = _read_json(path)[1] if path.suffix.lower() == ".json" else _read_csv(path, report)
-        entries = _entries([row for row in rows if match_name(row.image, images)], images, report)
+        entries = _entries([row for row in rows if row.fault or match_name(row.image, images)], images, report)
         read_labels = LabelReader(classes, report)
         tags = {name: read_labels.present(of_image) for name, of_image in entries.items()}
     return {name: found for name, found in tags.items() if found is not None}
@@ -115,7 +116,8 @@ def read_sidecars(root: Path, images: Mapping[str, Path], report: Report) -> dic
         there = []
         for row in _read_json(path)[1]:
             if isinstance(row.content, dict) and "tags" in row.content:
-                report.problem("a file of boxes, points and scribbles holds no tags. Remove them.", row.where)
+                name = match_name(row.image, images)
+                report.problem("a file of boxes, points and scribbles holds no tags. Remove them.", row.where, name)
             elif match_name(row.image, images) is None:
                 report.note("there is no such image; its labels are left out.", row.where)
             else:
@@ -124,7 +126,7 @@ def read_sidecars(root: Path, images: Mapping[str, Path], report: Report) -> dic
                 if isinstance(content, dict):
                     content = {key: value for key, value in content.items() if key != "split"}
                 there.append(row._replace(content=content))
-        for name, of_image in _entries(there, images, report).items():
+        for name, of_image in _entries(there, images, report, unknown=("tags", "split")).items():
             found.setdefault(name, []).extend(of_image)
     return found
 
@@ -175,13 +177,19 @@ class _ImageLabels(BaseModel):
 
 
 class _Row(NamedTuple):
+    """What a label file says of an image; `fault` is what is wrong with all of it."""
+
     where: str
     image: str
     content: Any
+    fault: str | None = None
 
 
 class Entry(NamedTuple):
+    """What a label file says of the image of this name, in the right form."""
+
     where: str
+    name: str
     data: _ImageLabels
 
 
@@ -209,16 +217,16 @@ def _read_csv(path: Path, report: Report) -> Iterator[_Row]:
             where = f"{path}, line {rows.line_num + bool(declared)}"
             if not any(cell.strip() for cell in row):
                 continue
+            cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False)}
             # Spreadsheets write empty cells behind a row, or leave out those at its end.
             extra = any(cell.strip() for cell in row[len(columns) :])
             if extra or {"image", "tags"}.intersection(columns[len(row) :]):
-                report.problem(
+                fault = (
                     f"{len(row)} columns where the header has {len(columns)}. "
-                    'Separate tags with ";" or "|", and put text that holds a comma in double quotes.',
-                    where,
+                    'Separate tags with ";" or "|", and put text that holds a comma in double quotes.'
                 )
+                yield _Row(where, cells.get("image", ""), None, fault)
                 continue
-            cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False)}
             tags = [tag.strip() for tag in re.split(r"[;|]", cells["tags"]) if tag.strip()]
             for tag in tags:
                 if re.search("[,/]", tag):
@@ -263,23 +271,28 @@ def _read_json(path: Path) -> tuple[list[str] | None, list[_Row]]:
     return classes, [_Row(f'{path}, image "{image}"', image, labels) for image, labels in content["images"].items()]
 
 
-def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -> dict[str, list[Entry]]:
-    """The rows that can be used, by the name of their image."""
+def _entries(
+    rows: Iterable[_Row], images: Mapping[str, Path], report: Report, unknown: Collection[str] = ()
+) -> dict[str, list[Entry]]:
+    """The rows that can be used, by the name of their image. `unknown` are keys that this file does not have."""
     entries: dict[str, list[Entry]] = {}
-    for where, image, content in rows:
+    for where, image, content, fault in rows:
         name = match_name(image, images)
+        if fault is not None:
+            report.problem(fault, where, name)
+            continue
         if name is None:
             report.problem(
                 'there is no such image. Names are relative to the folder images, such as "cats/1.jpg".',
                 f'{where}, "{image}"',
+                image,
             )
             continue
         try:
-            entry = Entry(where, _ImageLabels.model_validate(content))
+            entry = Entry(where, name, _ImageLabels.model_validate(content))
         except ValidationError as error:
-            for fault in faults(error, content):
-                place = " → ".join(str(part) for part in fault.place)
-                report.problem(f"{place + ': ' if place else ''}{fault.text}.", where)
+            for place, text in _mistakes(error, content, unknown):
+                report.problem(text, f"{where}, {place}" if place else where, name)
             continue
         others = entries.setdefault(name, [])
         if others and others[0].data.split != entry.data.split:
@@ -287,12 +300,41 @@ def _entries(rows: Iterable[_Row], images: Mapping[str, Path], report: Report) -
                 f'the image is in the split "{entry.data.split}" here, and in "{others[0].data.split}" in '
                 f"{others[0].where}. It can be in one only.",
                 where,
+                name,
             )
             continue
         if others:
             report.note("the image has labels already; the labels were put together.", where)
         others.append(entry)
     return entries
+
+
+def _mistakes(error: ValidationError, content: Any, unknown: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The place and the text of each mistake in what a file says of an image. Where a key is missing, an unknown one
+    beside it is most likely the same mistake, and is told with it."""
+    found = faults(error, content)
+    odd: dict[Sequence[str | int], list[str]] = defaultdict(list)
+    for fault in found:
+        if fault.kind == "extra_forbidden":
+            odd[fault.place[:-1]].append(f'"{fault.place[-1]}"')
+    lacking = {fault.place[:-1] for fault in found if fault.kind == "missing"}
+    for fault in found:
+        group, text = fault.place[:-1], f"{fault.text}."
+        if fault.kind == "extra_forbidden":
+            if group in lacking:
+                continue
+            known = [key for key in _keys(group) if key not in unknown]
+            text = f"unknown key.{did_you_mean(fault.place[-1], known)} Known: {', '.join(known)}."
+        elif fault.kind == "missing" and odd[group]:
+            text = f"the key is missing; unknown: {', '.join(odd[group])}."
+        yield dotted(fault.place), text
+
+
+def _keys(group: Sequence[str | int]) -> list[str]:
+    """The keys that a group of a label file may have."""
+    models: dict[str | int, type[BaseModel]] = {"boxes": _Box, "points": _Point, "scribbles": _Scribble}
+    model = models[group[0]] if group else _ImageLabels
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _classes(root: Path, declared: list[str] | None, entries: Sequence[list[Entry]], report: Report) -> Classes:
@@ -353,7 +395,7 @@ class LabelReader:
             try:
                 found.append(self._label(name))
             except WeaksegError as error:
-                self.report.problem(str(error), entries[0].where)
+                self.report.problem(str(error), entries[0].where, entries[0].name)
         return frozenset(found) - {BACKGROUND}
 
     def _tags(self, entry: Entry) -> Iterator[int]:
@@ -361,7 +403,7 @@ class LabelReader:
             try:
                 yield self._label(name, has_background=False)
             except WeaksegError as error:
-                self.report.problem(str(error), entry.where)
+                self.report.problem(str(error), entry.where, entry.name)
 
     def _each(self, entry: Entry, kind: str, read: Callable[..., T], size: Size | None) -> Iterator[T]:
         for index, item in enumerate(getattr(entry.data, kind)):
@@ -369,7 +411,7 @@ class LabelReader:
             try:
                 yield read(item, size, where)
             except WeaksegError as error:
-                self.report.problem(str(error), where)
+                self.report.problem(str(error), where, entry.name)
 
     def _label(self, name: str, *, has_background: bool = True) -> int:
         if not _is_background(name):

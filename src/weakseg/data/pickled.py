@@ -105,8 +105,15 @@ _WORDS = {("_codecs", "encode"): _encode, ("numpy", "ndarray"): _Array, ("numpy"
 }
 
 
-# The interpreter written in Python, since that in C allocates whatever size a broken file asks for.
+def _refuse_buffer(*_: object) -> None:
+    raise _Foreign("it holds a buffer that can be changed")
+
+
+# The interpreter written in Python, since that in C allocates whatever size a broken file asks for. That in Python does
+# so for one word, which NumPy does not write into files.
 class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+    dispatch = pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _refuse_buffer}  # type: ignore[attr-defined, unused-ignore]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _WORDS:
             raise _Foreign(f"it asks for {module}.{name}")

@@ -32,19 +32,24 @@ def kinds_of_labels(samples: Sequence[Sample]) -> Counter[str]:
 def describe(
     dataset: Dataset, parts: Mapping[str, Sequence[Sample]] | None = None, uses: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The images of each part with the kinds of their labels, and the classes with the images that are labelled so.
+    """The images of each part with the kinds of their labels, and the classes with the images that are labelled so;
+    without these numbers where all labels are masks, which are not read for them.
 
     `parts` are the samples by the part that they play, the splits unless given. `uses` says what a recipe does with
     a kind of label, of `KINDS`; kinds that no image has are left out.
     """
     parts = dataset.splits if parts is None else parts
-    lines = [f"{name}: {_count(len(samples), 'image')}{_with(samples)}" for name, samples in parts.items()]
+    lines = [f"{name}: {counted(len(samples), 'image')}{_with(samples)}" for name, samples in parts.items()]
     distinct = {sample.name: sample for samples in parts.values() for sample in samples}
-    images = Counter(label for sample in distinct.values() for label in sample.labels.present())
-    listed = (f"{visible(name)} {images[label]}".replace(" ", NO_BREAK) for label, name in dataset.classes.numbered())
-    classes = _count(len(dataset.classes), "class", "classes")
-    lines.append(f"{classes}, with labelled images: {', '.join(listed)}")
     there = kinds_of_labels(list(distinct.values()))
+    weak = [sample.labels for sample in distinct.values() if sample.labels.known]
+    images = Counter(label for labels in weak for label in labels.present())
+    listed = ", ".join(
+        f"{visible(name)} {images[label] if weak else ''}".rstrip().replace(" ", NO_BREAK)
+        for label, name in dataset.classes.numbered()
+    )
+    how = ", with labelled images" if weak else ", labelled in masks only" if there else ""
+    lines.append(f"{counted(len(dataset.classes), 'class', 'classes')}{how}: {listed}")
     lines += [f"{kind}: {use}" for kind, use in (uses or {}).items() if there[kind]]
     wrapped = (part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  "))
     return [part.replace(NO_BREAK, " ") for part in wrapped]
@@ -55,5 +60,6 @@ def _with(samples: Sequence[Sample]) -> str:
     return " with " + ", ".join(f"{kind} ({counts[kind]})" for kind in KINDS if counts[kind]) if counts else ""
 
 
-def _count(count: int, one: str, several: str | None = None) -> str:
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number of things: "1 image", "2 images", "2 classes"."""
     return f"{count} {one if count == 1 else several or f'{one}s'}"

@@ -190,7 +190,7 @@ def _weak_labels(
     def of(name: str) -> WeakLabels:
         known = WeakLabels()
         if name in annotations:
-            known = _read_annotation(annotations[name], images[name], classes, report)
+            known = _read_annotation(annotations[name], name, images[name], classes, report)
         tags = listed.get(name, published.get(name))
         if tags is not None:
             known = replace(known, tags=tags, difficult=frozenset())
@@ -228,7 +228,7 @@ def _read_tags_json(path: Path, images: Mapping[str, Path], classes: Classes, re
                 raise WeaksegError("the tags must be a list of class names.")
             tags[name] = frozenset(classes.label(tag) for tag in names)
         except WeaksegError as error:
-            report.problem(str(error), f'{path}, image "{image}"')
+            report.problem(str(error), f'{path}, image "{image}"', name)
     return tags
 
 
@@ -244,21 +244,21 @@ def _read_cls_labels(path: Path, images: Mapping[str, Path], values: Mapping[int
             continue
         present = [int(index) + 1 for index in np.flatnonzero(vector)]
         if unknown := [value for value in present if values.get(value, VOID) in (BACKGROUND, VOID)]:
-            report.problem(f"no class has the value {unknown[0]}.", f'{path}, image "{key}"')
+            report.problem(f"no class has the value {unknown[0]}.", f'{path}, image "{key}"', name)
         else:
             tags[name] = frozenset(values[value] for value in present)
     return tags
 
 
-def _read_annotation(path: Path, image: Path, classes: Classes, report: Report) -> WeakLabels:
-    """Tags and boxes of the objects of one XML file."""
+def _read_annotation(path: Path, name: str, image: Path, classes: Classes, report: Report) -> WeakLabels:
+    """Tags and boxes of the objects of one XML file, which is about the image of this name."""
     labels, plain = set(), set()
     boxes = []
     try:
         # Parts (head, hand, foot) lie deeper in the tree and are not found.
         objects = _parse_xml(path).findall("object")
     except WeaksegError as error:
-        report.problem(str(error))
+        report.problem(str(error), image=name)
         return WeakLabels(frozenset())
     size = size_of(image) if any(element.find("bndbox") is not None for element in objects) else None
     for element in objects:
@@ -270,7 +270,7 @@ def _read_annotation(path: Path, image: Path, classes: Classes, report: Report) 
             if (bounds := element.find("bndbox")) is not None:
                 boxes.append(_box(label, bounds, size, Places(report), str(path)))
         except WeaksegError as error:
-            report.problem(str(error), str(path))
+            report.problem(str(error), str(path), name)
     return WeakLabels(frozenset(labels), tuple(boxes), difficult=frozenset(labels - plain))
 
 

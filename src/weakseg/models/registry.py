@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from weakseg.models.resnet import resnet18, resnet50, resnet101, resnet101_deep_
 from weakseg.models.resnet38 import ResNet38
 from weakseg.models.vgg import VGG16, VGG16ICD, VGG16Affinity, VGG16LargeFOV
 from weakseg.models.weights import imagenet_weights, load_weights
-from weakseg.settings import Settings
+from weakseg.settings import Settings, did_you_mean
 
 
 def _small(output_stride: int, dilated: bool) -> Backbone:
@@ -67,8 +66,7 @@ class BackboneSettings(Settings):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in BACKBONES:
-            near = difflib.get_close_matches(name, BACKBONES, n=1)
-            hint = f' Did you mean "{near[0]}"?' if near else ""
+            hint = did_you_mean(name, BACKBONES)
             raise ValueError(f"There is no such backbone.{hint} The backbones are: {', '.join(BACKBONES)}")
         return name
 

@@ -310,7 +310,7 @@ def _length(run: RunFolder, name: str) -> Iterator[Markup]:
     elif updates == needed and settings["epochs"] and epochs > settings["epochs"]:
         yield note(
             f"{name}: the images are few, so there were {epochs:.0f} epochs instead of {settings['epochs']:g}, for the "
-            f"{needed} updates that the training needs."
+            f"{needed} updates that the training needs. --set {name}.train.min_steps=null trains for the epochs alone."
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from weakseg.data.folder import read_tags
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, stored_values, write_image, write_label_map
 from weakseg.errors import WeaksegError, out_of_memory
-from weakseg.files import write_json, write_npz, write_text
+from weakseg.files import write_csv, write_json, write_npz
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
 from weakseg.ops.resize import shrink_image
@@ -28,8 +26,7 @@ from weakseg.pipeline.inference import (
     predict_batches,
     require_images_only,
 )
-from weakseg.pipeline.recipe_files import read_yaml
-from weakseg.pipeline.run import RECIPE_NAME
+from weakseg.pipeline.run import RECIPE_NAME, recipe_of
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.progress import Progress
 from weakseg.settings import validate
@@ -46,7 +43,7 @@ def find_model(path: Path) -> Model:
     if (path / CONFIG_NAME).is_file():
         return _checked(load_model(path), path)
     if (path / RECIPE_NAME).is_file():
-        stages = read_yaml(path / RECIPE_NAME)["stages"]  # not as today's settings: runs of old versions predict, too
+        stages = recipe_of(path)["stages"]
         made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
         loaded = (model for model in map(load_model, made) if model.kind != "refiner")
         models = sorted(loaded, key=lambda model: model.kind == "segmenter")
@@ -160,13 +157,14 @@ def predict_files(
         if model.long_side is not None and max(image.shape) >= model.long_side:
             image = read_image(job[0])
             prediction = prediction.enlarged(item["image"], image, keep_scores=probabilities)
-        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels, deep=deep)
         if overlays:
             write_image(_output(out, "overlays", job[1], ".png"), overlay(image, prediction.labels))
         if probabilities:
             numbers = stored_values(prediction.score_labels, deep=deep)
             arrays = {"labels": numbers, "scores": prediction.scores.astype("float16")}
             write_npz(_output(out, "scores", job[1], ".npz"), arrays)
+        # Last, so that an image that fails for want of memory leaves no mask.
+        write_label_map(_output(out, "masks", job[1], ".png"), prediction.labels, deep=deep)
         counts = np.bincount(prediction.labels.ravel(), minlength=1 + model.classes.largest)
         areas[job] = counts[all_labels(model.classes)].tolist()
 
@@ -205,12 +203,10 @@ def predict_files(
 
 def _write_areas(path: Path, model: Model, areas: Mapping[Job, Sequence[int]]) -> None:
     """CSV: an image in each row, its pixels in all, those of the background and those of each class."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "pixels", "background", *model.classes.names])
-    for (file, output), of_image in areas.items():
-        rows.writerow([(output.parent / file.name).as_posix(), sum(of_image), *of_image])
-    write_text(path, text.getvalue())
+    rows = (
+        [(output.parent / file.name).as_posix(), sum(of_image), *of_image] for (file, output), of_image in areas.items()
+    )
+    write_csv(path, ["image", "pixels", "background", *model.classes.names], rows)
 
 
 def _output(out: Path, kind: str, name: Path, suffix: str) -> Path:

@@ -7,7 +7,6 @@ network library is imported, so that a list of recipes or a typing error is answ
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -20,7 +19,7 @@ from pydantic import Field
 from weakseg.errors import WeaksegError
 from weakseg.files import read_text
 from weakseg.runtime import RuntimeSettings
-from weakseg.settings import Settings, validate
+from weakseg.settings import Settings, did_you_mean, validate
 
 Values = dict[str, Any]
 
@@ -178,9 +177,8 @@ def _read(name: str) -> Values:
         path = _shipped() / f"{name}.yaml"
         if not path.is_file():
             known = sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir())
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'Did you mean "{near[0]}"?' if near else f"There are: {', '.join(known)}."
-            raise WeaksegError(f'There is no recipe "{name}". {hint} A file of your own must end in .yaml.')
+            hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
+            raise WeaksegError(f'There is no recipe "{name}".{hint} A file of your own must end in .yaml.')
     values = read_yaml(path)
     base = values.pop("extends", None)
     return _merged(_read(base), values) if base else values
@@ -287,6 +285,5 @@ def _heads() -> list[str]:
 
 def _unknown(values: Values, override: str) -> str:
     key, known = override.partition("=")[0].split(".")[0], [*values["stages"], *_heads()]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f'Did you mean "{near[0]}"?' if near else f"Known: {', '.join(known)}."
-    return f"--set {override}: there is no stage or setting {key!r}. {hint}"
+    hint = did_you_mean(key, known) or f" Known: {', '.join(known)}."
+    return f"--set {override}: there is no stage or setting {key!r}.{hint}"

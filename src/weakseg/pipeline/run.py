@@ -30,6 +30,7 @@ from weakseg.data.summary import describe
 from weakseg.data.working_size import at_working_size
 from weakseg.errors import Stopped, WeaksegError
 from weakseg.files import TEMPORARY_SUFFIX, atomic_path, drop_partial_line, read_json, write_json, write_text
+from weakseg.labels import visible
 from weakseg.pipeline.context import LOG_NAME, Context, require_labels, write_log
 from weakseg.pipeline.edits import MASKS_FOLDER, edited_masks, written_masks
 from weakseg.pipeline.learning import Learning
@@ -134,6 +135,20 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None."""
     path = folder / MANIFEST_NAME
     return read_json(path) if path.is_file() else None
+
+
+def recipe_of(root: Path) -> dict[str, Any]:
+    """The recipe of a run as its file tells it, not as today's settings, so that runs of old versions can be read.
+
+    Raises `WeaksegError` for a folder that is not a run's.
+    """
+    path = root / RECIPE_NAME
+    if not path.is_file():
+        raise WeaksegError(f"{root} is not the folder of a run: it has no {RECIPE_NAME}.")
+    recipe = read_yaml(path)
+    if not isinstance(recipe.get("stages"), dict):
+        raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
+    return recipe
 
 
 def _require_readable(root: Path, recipe: Recipe) -> None:
@@ -263,10 +278,9 @@ def _finished_elsewhere(runs: Sequence[Path], root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if parallel.rank() == 0:
         for other in runs:
-            if not (other / RECIPE_NAME).is_file():
-                raise WeaksegError(f"{other} is not the folder of a run: it has no {RECIPE_NAME}.")
+            stages = recipe_of(other)["stages"]
             if other.resolve() != root.resolve():
-                for name in read_yaml(other / RECIPE_NAME)["stages"]:
+                for name in stages:
                     if (manifest := finished(other / name)) is not None:
                         found.setdefault(manifest["key"], other / name)
     return parallel.gather(found)[0]
@@ -415,9 +429,20 @@ def description(recipe: Recipe, dataset: Dataset) -> list[str]:
     samples = dict(zip(("train", "score", "val"), parts(dataset, recipe), strict=True))
     scaled = {sample.name for of_part in samples.values() for sample in of_part if sample.long_side}
     held = describe(dataset, {part: found for part, found in samples.items() if found}, uses_of_labels(recipe))
+    if unused := _unused(dataset, samples.values()):
+        held.append(f"images not used, by split: {', '.join(unused)}")
     if scaled:
         held.append(f"photographs read at {working_size(recipe)} pixels, since they are larger: {len(scaled)}")
     return [*held, *(f"note: {note}" for note in dataset.notes)]
+
+
+def _unused(dataset: Dataset, parts: Iterable[Sequence[Sample]]) -> list[str]:
+    """The splits with images that play no part, which may be due to a slip in a label file, and how many these are."""
+    used = {sample.name for samples in parts for sample in samples}
+    left = {
+        split: sum(sample.name not in used for sample in samples) for split, samples in sorted(dataset.splits.items())
+    }
+    return [f"{visible(split)} {count}" for split, count in left.items() if count]
 
 
 def uses_of_labels(recipe: Recipe) -> dict[str, str]:

@@ -34,14 +34,13 @@ def summarise(dataset: Dataset, split: str, out: Path | None = None) -> str:
         values |= {"splits": splits, "split": split, "images_with_both": with_both.tolist(), "share_with_other": shares}
         write_json(out, values)
     counts = [[name, *map(str, has.values())] for name, has in splits.items()]
-    return "\n".join(
-        [
-            text_table(["split", "images", "with weak labels", "with masks"], counts),
-            "",
-            f'Classes of the split "{split}", and with which others they are seen most often:',
-            text_table(*companion_cells(names, with_both), texts=2),
-        ]
-    )
+    lines = [text_table(["split", "images", "with weak labels", "with masks"], counts), ""]
+    if any(sample.labels.known for sample in samples):
+        lines.append(f'Classes of the split "{split}", and with which others they are seen most often:')
+        lines.append(text_table(*companion_cells(names, with_both), texts=2))
+    else:
+        lines.append(f'No image of the split "{split}" has weak labels, by which classes are counted.')
+    return "\n".join(lines)
 
 
 def _rows(with_both: Any) -> Any:

@@ -12,11 +12,11 @@ from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import reading
 from weakseg.data.images import find_files, read_label_map
 from weakseg.errors import WeaksegError
-from weakseg.files import write_json, write_text
+from weakseg.files import write_csv, write_json
 from weakseg.labels import Classes
 from weakseg.pipeline.measures import MaskScores, measure_masks
 from weakseg.report.plots import confusion_matrix, iou_bars
-from weakseg.report.tables import csv_text, percent, text_table
+from weakseg.report.tables import percent, text_table
 
 
 def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str:
@@ -30,7 +30,7 @@ def evaluate_folder(masks: Path, dataset: Dataset, split: str, out: Path) -> str
     values = scores.to_dict()
     names = ["background", *dataset.classes.names]
     write_json(out / "scores.json", {"masks": str(masks), "split": split, "classes": names, **values})
-    write_text(out / "images.csv", _image_table(values["image_iou"]))
+    _write_image_table(out / "images.csv", values["image_iou"])
     confusion_matrix(values["matrix"], names).save(out / "confusion.png")
     iou_bars({masks.name: values["iou"]}, names).save(out / "per_class.png")
     return "\n".join([scores_text(values, dataset.classes), *_remarks(values, extra)])
@@ -88,11 +88,11 @@ def _find_masks(folder: Path, samples: Sequence[Sample], split: str) -> dict[str
     return found
 
 
-def _image_table(image_iou: Mapping[str, float | None]) -> str:
+def _write_image_table(path: Path, image_iou: Mapping[str, float | None]) -> None:
     """CSV: the images and their IoU in percent, the worst first; empty where all ground truth is void."""
     by_iou = sorted(image_iou.items(), key=lambda item: (item[1] is None, item[1], item[0]))
     rows = ([name, None if iou is None else f"{100 * iou:.2f}"] for name, iou in by_iou)
-    return csv_text(["image", "iou_percent"], rows)
+    write_csv(path, ["image", "iou_percent"], rows)
 
 
 def _remarks(values: Mapping[str, Any], extra: Sequence[str]) -> list[str]:

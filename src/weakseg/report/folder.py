@@ -8,14 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weakseg.data.dataset import Sample
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, read_json_lines
 from weakseg.labels import Classes
 from weakseg.pipeline.recipe import stage_kinds
-from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, finished
+from weakseg.pipeline.run import DATA_NAME, finished, recipe_of
 from weakseg.pipeline.stage import Stage
 
 PART_TITLES = {"train": "Training images", "score": "Weakly labelled images", "val": "Validation images"}
@@ -40,7 +38,7 @@ class RunFolder:
     @classmethod
     def read(cls, root: Path) -> RunFolder:
         """Raises `WeaksegError` for a folder that is no run."""
-        recipe = _read_recipe(root / RECIPE_NAME)
+        recipe = recipe_of(root)
         log = read_json_lines(root / "log.jsonl")
         found = {name: manifest for name in recipe["stages"] if (manifest := finished(root / name)) is not None}
         # What the run wants; an interrupted one may not have come to all stages that a change of settings concerns.
@@ -124,15 +122,3 @@ class RunFolder:
             return ""
         again = f" ({', '.join(self.outdated)}: made with earlier settings)" if self.outdated else ""
         return f"The run is not finished; missing: {', '.join(self.unfinished)}{again}."
-
-
-def _read_recipe(path: Path) -> Mapping[str, Any]:
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeaksegError(f"{path.parent} is not the folder of a run: it has no {RECIPE_NAME}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeaksegError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), dict):
-        raise WeaksegError(f"{path} is not the recipe of a run: it has no stages.")
-    return recipe

@@ -1,11 +1,8 @@
-"""Tables of numbers in plain text and CSV, and how numbers are written in them."""
+"""Tables of numbers in plain text, and how numbers are written in them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -46,12 +43,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int 
         return "  ".join(cell + gap if place < texts else gap + cell for place, (cell, gap) in enumerate(cells))
 
     return "\n".join([aligned(header), "  ".join("─" * width for width in widths), *map(aligned, rows)])
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table as CSV; None is an empty cell."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    return text.getvalue()

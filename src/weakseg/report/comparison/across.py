@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from weakseg.files import write_json, write_text
+from weakseg.files import write_csv, write_json, write_text
 from weakseg.report.comparison.documents import markdown_table
 from weakseg.report.comparison.reading import PARTS, Comparison, Measured
 from weakseg.report.comparison.tables import points
 from weakseg.report.markup import Markup, element, join, page, table
-from weakseg.report.tables import ABSENT, Cells, csv_text, percent, text_table
+from weakseg.report.tables import ABSENT, Cells, percent, text_table
 
 EXPLANATION = (
     "mIoU in percent: of each data set the mean over its seeds, and the mean over the data sets. Differences are in "
@@ -72,7 +72,7 @@ def write_across(out: Path, comparisons: Mapping[str, Comparison]) -> list[Acros
     """Write `compare.json`, `.csv`, `.md` and `.html` into the folder that holds a comparison for each data set."""
     rows, names = across(comparisons), list(comparisons)
     write_json(out / "compare.json", {"data": names, "rows": [_as_dict(row) for row in rows]})
-    write_text(out / "compare.csv", csv_text(*_records(rows)))
+    write_csv(out / "compare.csv", *_records(rows))
     tables = "\n\n".join([markdown_table(*cells(rows, names), texts=2), EXPLANATION])
     write_text(out / "compare.md", f"# Comparison over {len(names)} data sets\n\n{tables}\n")
     write_text(out / "compare.html", _page(rows, names))
