@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from sheet import ground_truth, save_sheet, training_samples, with_white_void
 
 from weakseg.data.images import read_image, read_label_map
-from weakseg.methods.icd import labelled_seeds
+from weakseg.methods.icd import Boundary, labelled_seeds
 from weakseg.ops.activation import ActivationMaps
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import mask_path
@@ -23,7 +23,7 @@ from weakseg.pipeline.stages.superpixels import Superpixels
 from weakseg.report.pictures import heat_map, in_mean_colours, painted
 
 ROWS = 4
-BOUNDARY = "adaptive"
+BOUNDARY: Boundary = "adaptive"
 """Of the seeds, as in the recipe."""
 
 
