@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sheet import save_sheet
+from sheet import ground_truth, save_sheet, training_samples, with_white_void
 
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.opening import open_dataset
-from weakseg.files import read_json, read_npz
+from weakseg.files import read_npz
 from weakseg.labels import VOID
 from weakseg.methods.affinitynet import affinity_labels
 from weakseg.methods.store import load_model
@@ -28,30 +27,25 @@ ROWS = 4
 
 
 def main(run: Path) -> None:
-    data = read_json(run / "data.json")
-    used = set(data["names"]["train"])
-    samples = [sample for sample in open_dataset(Path(data["root"])).split("train") if sample.name in used]
     network = load_model(run / "affinity" / "model").network
-    several = [sample for sample in samples if len(sample.labels.present()) > 1][:ROWS]
     rows = []
-    for sample in several:
+    for sample in training_samples(run, least_classes=2)[:ROWS]:
         image = read_image(sample.image)
         before = read_maps(run / "seam_maps", sample)
         after = read_maps(run / "walk", sample)
         evidence = read_npz(run / "affinity" / "evidence" / f"{sample.name}.npz")
         sure = affinity_labels(evidence["low"], evidence["high"])
-        known = np.array([0, *before.labels, *[0] * VOID], np.uint8)[sure]
+        known = np.array([0, *before.labels, *[VOID] * VOID], np.uint8)[sure]
         mask = read_label_map(run / "walked" / "masks" / f"{sample.name}.png")
-        assert sample.mask is not None
         rows.append(
             [
                 image,
                 heat_map(image, before.upsampled().max(0)),
-                np.where((sure == VOID)[..., None], np.uint8(255), painted(image, known)),
+                with_white_void(image, known),
                 heat_map(image, mean_affinity(network, image)),
                 heat_map(image, after.upsampled()[1:].max(0)),
                 painted(image, mask),
-                painted(image, sample.mask.read()),
+                ground_truth(image, sample),
             ]
         )
     save_sheet(rows, "affinitynet.png")

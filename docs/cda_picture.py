@@ -10,30 +10,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sheet import grid, save_sheet
+from sheet import grid, ground_truth, save_sheet
 
 from weakseg.data.images import read_image
 from weakseg.data.loading import Draw, ReadTags, TrainingImages, generator
-from weakseg.data.opening import open_dataset
 from weakseg.data.transforms import Augmentation
-from weakseg.files import read_json
-from weakseg.labels import Classes
 from weakseg.methods.cda import PASTING_STREAM, PastedPairs, Pool, Settings
 from weakseg.ops.fields import TAGS
 from weakseg.pipeline.stages.maps import read_maps
+from weakseg.report.folder import RunFolder
 from weakseg.report.pictures import SHEET_COLUMNS, contact_sheet, heat_map, painted, spread
 
 ROWS, PAIRS = 6, 6
 
 
 def main(run: Path) -> None:
-    data = read_json(run / "data.json")
-    dataset, used = open_dataset(Path(data["root"])), set(data["names"]["train"])
-    samples = [sample for sample in dataset.split("train") if sample.name in used]
-    pool = Pool.load(run / "round-1" / "pool", Classes(data["classes"]))
+    classes, parts = RunFolder.read(run).open_data()
+    samples = list(parts["train"].values())
+    pool = Pool.load(run / "round-1" / "pool", classes)
     crops = [pool.read(k, name) for k in pool.labels for name in spread(pool.names[k - 1], SHEET_COLUMNS)]
     sheet = contact_sheet([(crop.image, crop.inside) for crop in crops])
-    images = TrainingImages(samples, [ReadTags(len(data["classes"]))], {"tags": TAGS}, Augmentation(crop=96), 0)
+    images = TrainingImages(samples, [ReadTags(len(classes))], {"tags": TAGS}, Augmentation(crop=96), 0)
     pairs, shown = PastedPairs(images, pool, Settings()), []
     for place in range(PAIRS):
         item = images.read(Draw(0, place, place))
@@ -47,14 +44,12 @@ def main(run: Path) -> None:
     for sample in samples:
         present = sample.labels.present()
         assert sample.context is not None
-        assert sample.mask is not None
         contexts = sample.context.read()
         if len(rows) < ROWS and len(present) == 1 and (contexts == min(present)).any():
             image = read_image(sample.image)
             maps = (read_maps(run / stage, sample) for stage in ("maps", "round-1/maps"))
             heats = [heat_map(image, of_round.upsampled()[0]) for of_round in maps]
-            truth = [painted(image, labels) for labels in (contexts, sample.mask.read())]
-            rows.append([image, *heats, *truth])
+            rows.append([image, *heats, painted(image, contexts), ground_truth(image, sample)])
     save_sheet(rows, "cda-maps.png", colours=96)
 
 

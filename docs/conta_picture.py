@@ -15,26 +15,25 @@ from sheet import save_sheet
 from torch.nn import functional as F
 
 from weakseg.data.images import read_image
-from weakseg.data.opening import open_dataset
-from weakseg.files import read_json
 from weakseg.methods.conta import Confounders, Contextual
 from weakseg.methods.store import load_model
 from weakseg.pipeline.stages.confounders import FILE_NAME, ReadContext, read_mask
+from weakseg.report.folder import RunFolder
 from weakseg.report.pictures import heat, heat_map, painted, spread
 
 IMAGES = 4
 
 
 def main(run: Path) -> None:
-    dataset = open_dataset(Path(read_json(run / "data.json")["root"]))
-    found = Confounders.load(run / "round-1" / "confounders" / FILE_NAME, dataset.classes)
+    classes, parts = RunFolder.read(run).open_data()
+    found = Confounders.load(run / "round-1" / "confounders" / FILE_NAME, classes)
     network = load_model(run / "round-1" / "cam" / "model").network
     assert isinstance(network, Contextual)
     masks = run / "round-1" / "predicted"
     read = ReadContext(masks, found.grid)
     averages = [heat(c / found.confounder.max())[::3, ::3] for c in found.confounder]
     shown = []
-    for sample in spread(dataset.split("train"), IMAGES):
+    for sample in spread(list(parts["train"].values()), IMAGES):
         image = read_image(sample.image)
         with torch.inference_mode():
             maps = network.conta(torch.from_numpy(read(sample)["context"])[None])

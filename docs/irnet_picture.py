@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image
-from sheet import save_sheet
+from sheet import save_sheet, training_samples, with_white_void
 
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.opening import open_dataset
-from weakseg.files import read_json, read_npz
+from weakseg.files import read_npz
 from weakseg.labels import VOID
 from weakseg.methods.store import load_model
 from weakseg.ops.instances import Instances
@@ -30,14 +29,12 @@ ENLARGEMENT = 2
 
 
 def main(run: Path) -> None:
-    data = read_json(run / "data.json")
-    used = set(data["names"]["train"])
     network = load_model(run / "boundaries" / "model").network
     rows = []
-    for sample in open_dataset(Path(data["root"])).split("train"):
+    for sample in training_samples(run):
         assert sample.objects is not None
         objects = read_label_map(sample.objects)
-        if len(rows) == ROWS or sample.name not in used or objects[objects != VOID].max() < 2:
+        if len(rows) == ROWS or objects[objects != VOID].max() < 2:
             continue
         image = read_image(sample.image)
         before, after = (read_maps(run / stage, sample).upsampled() for stage in ("maps", "walk"))
@@ -49,7 +46,7 @@ def main(run: Path) -> None:
             [
                 image,
                 heat_map(image, before.max(0)),
-                np.where((sure == VOID)[..., None], np.uint8(255), painted(image, sure)),
+                with_white_void(image, sure),
                 heat_map(image, enlarged(boundary.numpy(), image.shape)),
                 enlarged(directions(field.numpy()), image.shape),
                 heat_map(image, after.max(0)),

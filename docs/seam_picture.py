@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sheet import save_sheet
+from sheet import ground_truth, save_sheet, training_samples
 from torch.nn import functional as F
 
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.opening import open_dataset
-from weakseg.files import read_json
 from weakseg.methods.seam import SEAM, min_max_normalised
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import normalise_image
@@ -28,20 +26,18 @@ ROWS = 4
 
 def main(run: Path) -> None:
     network = load_model(run / "seam" / "model").network.eval()
-    samples = open_dataset(Path(read_json(run / "data.json")["root"])).split("train")
     rows = []
-    for sample in [sample for sample in samples if len(sample.labels.present()) > 1][:ROWS]:
+    for sample in training_samples(run, least_classes=2)[:ROWS]:
         image = read_image(sample.image)
         cam, walked = (read_maps(run / stage, sample).upsampled() for stage in ("maps", "walk"))
         plain, refined = strongest(network, image, sorted(sample.labels.present()))
         mask = read_label_map(run / "masks" / "masks" / f"{sample.name}.png")
-        assert sample.mask is not None
         rows.append(
             [
                 image,
                 *(heat_map(image, of_image) for of_image in (cam.max(0), plain, refined, walked[1:].max(0))),
                 painted(image, mask),
-                painted(image, sample.mask.read()),
+                ground_truth(image, sample),
             ]
         )
     save_sheet(rows, "seam.png", colours=128)

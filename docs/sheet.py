@@ -1,4 +1,4 @@
-"""The sheet of pictures that the pages of the methods show."""
+"""What the scripts share that make the pictures of the methods' pages: images of a run, and sheets of pictures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,31 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from weakseg.data.dataset import Sample
+from weakseg.labels import VOID
+from weakseg.report.folder import RunFolder
+from weakseg.report.pictures import painted
+
 ENLARGED, GAP = 2, 8
 
 Picture = npt.NDArray[np.uint8]
+
+
+def training_samples(run: Path, least_classes: int = 0) -> list[Sample]:
+    """The images that a run learned from, in order: those that show so many classes at least."""
+    _, parts = RunFolder.read(run).open_data()
+    return [sample for sample in parts["train"].values() if len(sample.labels.present()) >= least_classes]
+
+
+def ground_truth(image: Picture, sample: Sample) -> Picture:
+    """The true mask of a sample on its image."""
+    assert sample.mask is not None
+    return painted(image, sample.mask.read())
+
+
+def with_white_void(image: Picture, labels: Picture) -> Picture:
+    """Labels (H, W) on an image, white where they are void."""
+    return np.where((labels == VOID)[..., None], np.uint8(255), painted(image, labels))
 
 
 def save_sheet(rows: Sequence[Sequence[Picture]], name: str, colours: int = 256) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sheet import save_sheet
+from sheet import ground_truth, save_sheet
 
 from weakseg.data.images import read_image
 from weakseg.data.opening import open_dataset
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.pipeline.superpixels import SuperpixelSettings, superpixels
-from weakseg.report.pictures import in_mean_colours, painted
+from weakseg.report.pictures import in_mean_colours
 
 ROWS, SETTINGS = 2, SuperpixelSettings(count=16)
 
@@ -25,9 +25,8 @@ def main(toy: Path, weights: str = "imagenet") -> None:
     rows = []
     for sample in open_dataset(toy).split("train")[:ROWS]:
         image = read_image(sample.image)
-        assert sample.mask is not None
         maps = (superpixels(image, network, SETTINGS) for network in (None, backbone))
-        rows.append([image, *(in_mean_colours(image, ids) for ids in maps), painted(image, sample.mask.read())])
+        rows.append([image, *(in_mean_colours(image, ids) for ids in maps), ground_truth(image, sample)])
     save_sheet(rows, "superpixels.png", colours=128)
 
 

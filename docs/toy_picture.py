@@ -9,11 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sheet import save_sheet
+from sheet import ground_truth, save_sheet, training_samples
 
 from weakseg.data.images import read_image, read_label_map
-from weakseg.data.opening import open_dataset
-from weakseg.files import read_json
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.pictures import heat_map, painted
 
@@ -22,18 +20,17 @@ ROWS = 5
 
 def main(run: Path) -> None:
     rows = []
-    for sample in open_dataset(Path(read_json(run / "data.json")["root"])).split("train")[:ROWS]:
+    for sample in training_samples(run)[:ROWS]:
         image = read_image(sample.image)
         maps = [read_maps(run / stage, sample) for stage in ("maps", "seam_maps", "walk")]
         folders = (run / "masks" / "masks", run / "scores" / "predictions" / "segment")
         masks = [read_label_map(folder / f"{sample.name}.png") for folder in folders]
-        assert sample.mask is not None
         rows.append(
             [
                 image,
                 *(heat_map(image, of_image.upsampled()[of_image.has_background :].max(0)) for of_image in maps),
                 *(painted(image, mask) for mask in masks),
-                painted(image, sample.mask.read()),
+                ground_truth(image, sample),
             ]
         )
     save_sheet(rows, "toy-run.png", colours=128)
