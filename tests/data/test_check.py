@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from weakseg.data.check import USUAL_LONG_SIDE, check_dataset, require_masks
+from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.images import write_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.data.summary import describe
 from weakseg.errors import WeaksegError
+from weakseg.labels import Classes, WeakLabels
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import description, working_size
 
@@ -371,3 +373,15 @@ def test_labels_beside_a_data_set_are_checked(sound: Path) -> None:
     for place, what in (("points.json", "outside"), ("points.json", "dragon"), ("boxes.json", "tags")):
         assert any(place in problem and what in problem for problem in report.problems), what
     assert any("nowhere" in note for note in report.notes)
+
+
+def test_of_many_classes_the_most_frequent_are_listed() -> None:
+    classes = Classes([f"thing {number}" for number in range(300)])
+    samples = [
+        Sample(str(n), Path("x.png"), WeakLabels(frozenset({classes.label(f"thing {n}")}))) for n in (2, 254, 299)
+    ]
+    line = " ".join(describe(Dataset(Path(), "coco", classes, {"train": samples}))[1:])
+    for number in (2, 254, 299):
+        assert f"thing {number} 1" in line
+    assert line.count("thing") == 100
+    assert line.endswith(", and 200 others")

@@ -10,6 +10,8 @@ from weakseg.data.dataset import Dataset, Sample
 from weakseg.labels import visible
 
 WIDTH = 110
+LISTED = 100
+"""So many classes are listed."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 KINDS = ("tags", "boxes", "points", "scribbles", "masks", "corrected masks")
@@ -44,10 +46,15 @@ def describe(
     there = kinds_of_labels(list(distinct.values()))
     weak = [sample.labels for sample in distinct.values() if sample.labels.known]
     images = Counter(label for labels in weak for label in labels.present())
+    # In their own order, but the most frequent ones where there are too many.
+    kept = {label for label, _ in sorted(dataset.classes.numbered(), key=lambda of: -images[of[0]])[:LISTED]}
     listed = ", ".join(
         f"{visible(name)} {images[label] if weak else ''}".rstrip().replace(" ", NO_BREAK)
         for label, name in dataset.classes.numbered()
+        if label in kept
     )
+    if len(kept) < len(dataset.classes):
+        listed += f", and {len(dataset.classes) - len(kept)} others"
     how = ", with labelled images" if weak else ", labelled in masks only" if there else ""
     lines.append(f"{counted(len(dataset.classes), 'class', 'classes')}{how}: {listed}")
     lines += [f"{kind}: {use}" for kind, use in (uses or {}).items() if there[kind]]
