@@ -106,8 +106,8 @@ class ICD(base.Localiser):
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
     class Options(base.Settings):
-        """Which maps are made: the `icd` score td, `cam`, or the mean of what is positive in both, each over its largest
-        value; by default without negative values."""
+        """Which maps are made: the `icd` score td, `cam`, or the mean of what is positive in both, each over its
+        largest value; by default without negative values."""
 
         maps: Literal["icd", "cam", "mean"] = Field(
             default="icd", description="which branch's scores are the maps; mean: of both, which has no negative values"
