@@ -81,14 +81,16 @@ def _walked(rows: Tensor, step: Tensor, steps: int) -> Tensor:
 # Seeds ----------------------------------------------------------------------------------------------------------------
 
 
-def activation_seed(maps: Tensor, labels: Sequence[int], count: int, cells: Size) -> Tensor:
+def activation_seed(
+    maps: Tensor, labels: Sequence[int], count: int, cells: Size, alpha: float = BACKGROUND_ALPHA
+) -> Tensor:
     """The seed (count, *cells) of activation maps (K, h, w) in 0 … 1 of `labels` 1 … count - 1 (step A).
 
-    The background, row 0, has (1 - largest activation)^6.
+    The background, row 0, has (1 - largest activation)^alpha.
     """
     seed = maps.new_zeros(count, *maps.shape[1:])
     seed[list(labels)] = maps
-    seed[0] = (1 - maps.amax(0)) ** BACKGROUND_ALPHA if len(maps) else 1
+    seed[0] = (1 - maps.amax(0)) ** alpha if len(maps) else 1
     return resized(seed[None], cells)[0]
 
 
@@ -146,6 +148,11 @@ class SpreadOptions(Settings):
         default="classifier",
         description="what walks: the classifier's probabilities, activation maps (from tags), or what labelled "
         "segments say of similar pixels (which needs regions)",
+    )
+    alpha: float | Literal["adaptive"] = Field(
+        default=BACKGROUND_ALPHA,
+        description="activations: the background is (1 - largest activation) to this power; adaptive: the power "
+        "with which it is as strong as the classes where each image's maps fall into two parts",
     )
     scales: tuple[float, ...] = Field(default=(1.0,), min_length=1, description="sizes of the image, 1 is its own")
     mirror: bool = Field(default=True, description="use the mirror image, too")

@@ -19,6 +19,7 @@ from weakseg.data.simulate import rasterise
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID, WeakLabels
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import adaptive_alpha
 from weakseg.ops.partial import (
     LabelMap,
     Size,
@@ -56,8 +57,10 @@ class Partial(Stage):
         default=None, description="the stage that made activation maps, for tags and boxes; null: tags label nothing"
     )
     kinds: tuple[Kind, ...] = Field(default=KINDS, min_length=1, description="the kinds of labels that are used")
-    alpha: float = Field(
-        default=6, gt=0, description="tags: the background's score is (1 - largest activation) to this power"
+    alpha: Annotated[float, Field(gt=0)] | Literal["adaptive"] = Field(
+        default=6,
+        description="tags: the background's score is (1 - largest activation) to this power; adaptive: the power with "
+        "which it is as strong as the classes where each image's maps fall into two parts",
     )
     tag_threshold: Threshold = Field(default=0.2, description="tags: pixels whose best score is below are unlabelled")
     boxes: Literal["maps", "fill"] = Field(
@@ -131,7 +134,8 @@ class Partial(Stage):
         tags = labels.tags or frozenset()
         if maps is None:
             return np.zeros(size, np.uint8)  # an image without any object
-        return tag_labels(maps, tags, self.alpha, self.tag_threshold)
+        alpha = adaptive_alpha(maps) if self.alpha == "adaptive" else self.alpha
+        return tag_labels(maps, tags, alpha, self.tag_threshold)
 
     def _read_kinds(self, labels: WeakLabels) -> set[Kind]:
         """The kinds of labels that label pixels of this image."""
