@@ -30,7 +30,7 @@ CELL = 8
 STEPS = 64
 EXPONENT = 20
 LEAST_SHARE = 0.15
-BACKGROUND_ALPHA = 6
+BACKGROUND_ALPHA = 6.0
 
 
 def cells_of(size: Size) -> Size:

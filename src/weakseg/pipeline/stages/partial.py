@@ -58,7 +58,7 @@ class Partial(Stage):
     )
     kinds: tuple[Kind, ...] = Field(default=KINDS, min_length=1, description="the kinds of labels that are used")
     alpha: Annotated[float, Field(gt=0)] | Literal["adaptive"] = Field(
-        default=6,
+        default=6.0,
         description="tags: the background's score is (1 - largest activation) to this power; adaptive: the power with "
         "which it is as strong as the classes where each image's maps fall into two parts",
     )
