@@ -168,7 +168,7 @@ def test_a_rule_that_makes_no_sense_is_refused(change: str, said: list[str]) -> 
 
 def test_a_rule_reads_the_fields_it_has_and_no_others() -> None:
     with pytest.raises(WeaksegError, match=r"masks\.inputs\.kam.*cam"):
-        load_recipe("icd", ["masks.inputs={cam: cam_maps, kam: cam_maps}"])
+        load_recipe("toy-icd", ["masks.inputs={cam: cam_maps, kam: cam_maps}"])
 
 
 def test_maps_of_any_sign_are_for_a_rule_of_their_own(dataset: Dataset, tmp_path: Path) -> None:
