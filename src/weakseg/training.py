@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from weakseg import parallel
+from weakseg.allocation import keeping_freed_memory
 from weakseg.data.loading import Batches
 from weakseg.errors import WeaksegError, out_of_memory
 from weakseg.files import read_json_lines, write_bytes, write_text
@@ -87,7 +88,8 @@ def train_network(
     )
     saved_at = time.monotonic()
     parts_of_all = parallel.world_size() * settings.accumulate
-    with log, _Interrupt() as interrupt, Progress(title, steps * batch_size, done=done * batch_size) as progress:
+    progress_bar = Progress(title, steps * batch_size, done=done * batch_size)
+    with log, _Interrupt() as interrupt, progress_bar as progress, keeping_freed_memory():
         for step in range(done, steps):
             factor = settings.rate_factor(step, steps, order.steps_per_epoch)
             for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
