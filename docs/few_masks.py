@@ -17,10 +17,11 @@ import torch
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
+from weakseg.ops.background import adaptive_threshold, against_background, own_threshold
 from weakseg.ops.bootstrap import gain_interval, mean_iou
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.crf_parameters import PARAMETERS
-from weakseg.pipeline.inference import adaptive_threshold, against_background, decide, own_threshold
+from weakseg.pipeline.inference import decide
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.progress import Progress
 from weakseg.report.folder import RunFolder

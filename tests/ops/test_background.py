@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import adaptive_alpha, with_background
+from weakseg.ops.background import alpha_for, with_background
 
 
 def maps_of(values: np.ndarray) -> ActivationMaps:
@@ -17,11 +17,11 @@ def maps_of(values: np.ndarray) -> ActivationMaps:
 def test_the_background_wins_the_lower_of_two_parts_however_strong_the_maps_are(low: float, high: float) -> None:
     values = np.full((8, 8), low, np.float32)
     values[2:5, 3:7] = high
-    scores = with_background(values[None], adaptive_alpha(maps_of(values)))
+    scores = with_background(values[None], alpha_for(maps_of(values)))
     np.testing.assert_array_equal(scores.argmax(0) == 1, values == np.float32(high))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_maps_of_one_value_have_an_alpha(value: float) -> None:
-    assert adaptive_alpha(maps_of(np.full((4, 5), value, np.float32))) == 1
-    assert adaptive_alpha(ActivationMaps(np.zeros(0, np.int16), np.zeros((0, 4, 5), np.float16), (4, 5), 1)) == 1
+    assert alpha_for(maps_of(np.full((4, 5), value, np.float32))) == 1
+    assert alpha_for(ActivationMaps(np.zeros(0, np.int16), np.zeros((0, 4, 5), np.float16), (4, 5), 1)) == 1

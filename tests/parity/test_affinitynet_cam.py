@@ -21,7 +21,7 @@ from weakseg.ops.activation import (
     normalise_maps,
     resize_maps,
 )
-from weakseg.pipeline.inference import against_background
+from weakseg.ops.background import against_background
 
 Vectors = dict[str, np.ndarray]
 

@@ -124,6 +124,27 @@ def test_of_a_run_the_segmenter_is_taken_and_before_it_is_there_the_localiser(tm
     assert find_model(tmp_path / "cam" / "model").kind == "localiser"
 
 
+@pytest.mark.parametrize("decided", [{"threshold": 0.37}, {"threshold": "adaptive", "usual": 0.9}])
+def test_the_localiser_of_a_run_decides_as_its_masks_did(
+    tmp_path: Path, image: np.ndarray, decided: dict[str, Any]
+) -> None:
+    """A copy of the model, which lies in no run, goes by the image alone."""
+    root = tmp_path / "run"
+    write_text(root / "recipe.yaml", load_recipe("toy-cam").as_yaml())
+    model = new_model("localiser")
+    save_model(root / "cam" / "model", model)
+    save_model(tmp_path / "copy", model)
+    write_json(root / "masks" / "threshold.json", decided)
+    background = []
+    for folder in (root, root / "cam" / "model", tmp_path / "copy"):
+        found = find_model(folder)
+        inference = Inference.model_validate(dict(found.inference))
+        background.append(float(predict(found, image, inference, CPU).scores[0, 0, 0]))
+    own = background[-1]
+    expected = decided["threshold"] if decided["threshold"] != "adaptive" else (own + decided["usual"]) / 2
+    assert background[:2] == pytest.approx([expected] * 2)
+
+
 # What is predicted
 
 

@@ -15,8 +15,9 @@ from tiny import TINY, write_tiny_voc
 from weakseg.data.images import read_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import adaptive_threshold, own_threshold
 from weakseg.ops.crf_parameters import PARAMETERS
-from weakseg.pipeline.inference import adaptive_threshold, decide, own_threshold
+from weakseg.pipeline.inference import decide
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
 

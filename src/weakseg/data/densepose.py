@@ -15,7 +15,7 @@ from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, image_size, read_label_map
 from weakseg.errors import WeaksegError
-from weakseg.labels import VOID, Classes, Point, WeakLabels
+from weakseg.labels import Classes, Point, WeakLabels
 
 # fmt: off
 PARTS = (
@@ -44,7 +44,7 @@ def read_densepose(root: Path | str, report: Report | None = None) -> Dataset:
         truths, points, instances = (
             find_files(root / folder, (".png",), report) for folder in (TRUTH, POINTS, INSTANCES)
         )
-        values = {label: label for label in (*range(1 + len(classes)), VOID)}
+        values = classes.own_values()
         splits: dict[str, list[Sample]] = {}
         for name, path in images.items():
             split = name.partition("/")[0]

@@ -45,7 +45,7 @@ from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.background import adaptive_alpha, with_background
+from weakseg.ops.background import alpha_for, with_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
@@ -186,7 +186,7 @@ class AffinityNet(base.Refiner):
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
         """The maps, with a background before them, after 2^t steps of the walk; at the stride of the affinities."""
         stride = self.settings.stride
-        alpha = adaptive_alpha(maps) if options.alpha == "adaptive" else options.alpha
+        alpha = alpha_for(maps, options.alpha)
         scores = torch.from_numpy(with_background(maps.upsampled(), alpha)).to(device)
         start = F.avg_pool2d(_padded(scores, stride), stride)
         padded_image = _padded(torch.from_numpy(normalise_image(image)).to(device), stride)

@@ -30,6 +30,8 @@ class Model:
 
     `method` is its name or the path of its file, `inference` are the settings that it was evaluated with. It was
     trained on images of at most `long_side` pixels, to which larger ones are scaled down; None: of any size.
+    `usual_threshold` is the mean of the thresholds that its training images' maps have by themselves, where a run has
+    looked for it; model folders do not hold it.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Model:
     network: Method
     inference: Mapping[str, Any]
     long_side: int | None = None
+    usual_threshold: float | None = None
 
     @property
     def kind(self) -> str:

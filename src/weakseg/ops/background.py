@@ -1,8 +1,9 @@
-"""A background score for activation maps that have none."""
+"""The background's score for activation maps that have none."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,27 @@ from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.otsu import histogram, otsu
 
 UNDIVIDED = 0.5
-"""Where maps are taken to fall into two parts that hold one value only."""
+"""The threshold of an image whose maps have one value only."""
+
+
+def own_threshold(maps: ActivationMaps) -> float | None:
+    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.otsu`); None where they
+    are one."""
+    parts = otsu(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
+    return None if parts is None else parts.threshold
+
+
+def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:
+    """The background's score for one image, without any mask: half-way between its `own_threshold` and what is `usual`
+    in its data set, where that is known."""
+    own = own_threshold(maps)
+    known = [threshold for threshold in (own, usual) if threshold is not None]
+    return sum(known) / len(known) if known else UNDIVIDED
+
+
+def against_background(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
+    """Maps (K, H, W) with a constant background of score `threshold` before them, (K + 1, H, W)."""
+    return np.concatenate([np.full((1, *maps.shape[1:]), threshold, np.float32), maps])
 
 
 def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[np.float32]:
@@ -23,9 +44,10 @@ def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[
     return np.concatenate([background, maps])
 
 
-def adaptive_alpha(maps: ActivationMaps) -> float:
-    """The alpha with which the background of an image is as strong as its classes at the threshold t that divides the
-    values of its best class most clearly (`ops.otsu`): (1 - t)^alpha = t."""
-    parts = otsu(histogram(maps.maps.max(0, initial=0)))
-    threshold = UNDIVIDED if parts is None else parts.threshold
+def alpha_for(maps: ActivationMaps, alpha: float | Literal["adaptive"] = "adaptive") -> float:
+    """The power of `with_background` for one image: `alpha`, or the one with which the background is as strong as the
+    classes at the image's `adaptive_threshold` t, (1 - t)^alpha = t."""
+    if alpha != "adaptive":
+        return alpha
+    threshold = adaptive_threshold(maps)
     return math.log(threshold) / math.log1p(-threshold)

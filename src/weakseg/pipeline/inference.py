@@ -19,11 +19,11 @@ from weakseg.labels import BACKGROUND, Classes, label_array
 from weakseg.methods.base import Deciding, Image, Item, Localiser, Segmenter
 from weakseg.methods.store import Model
 from weakseg.ops.activation import ActivationMaps, Views, multi_scale_maps, network_outputs, normalise_maps
+from weakseg.ops.background import adaptive_threshold, against_background
 from weakseg.ops.crf_parameters import CRFParameters, known_or_none
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.enlarge import enlarge_scores, enlarge_to_labels
-from weakseg.ops.otsu import histogram, otsu
 from weakseg.ops.resize import shrink_image
 from weakseg.ops.segmentation import multi_scale_probabilities
 from weakseg.ops.windows import ALIGNMENT, SMALLEST_SIDE, cells, side_for, windows
@@ -35,9 +35,6 @@ LabelArray = npt.NDArray[Any]
 """uint8, or uint16 where there are more than 254 classes."""
 
 Threshold = Annotated[float, Field(ge=0)]
-
-UNDIVIDED = 0.5
-"""The threshold of an image whose maps have one value only."""
 
 WINDOW_MEMORY = 2 << 30
 """An image whose prediction would take more bytes is looked at through windows. They are estimated: for each pixel
@@ -217,7 +214,7 @@ def _scores(
     maps = multi_scale_maps(network.activation_maps, views, labels, device)
     for present, of_present in zip(labels, maps, strict=True):
         kept = normalise_maps(of_present.cpu().numpy(), present, views.size)
-        scores = torch.from_numpy(against_background(kept.upsampled(), _threshold(kept, inference)))
+        scores = torch.from_numpy(against_background(kept.upsampled(), _threshold(kept, model, inference)))
         yield scores, label_array([BACKGROUND, *present])
 
 
@@ -230,8 +227,10 @@ def _present(
     return [(torch.nonzero(of_image >= PRESENT).flatten() + 1).tolist() for of_image in probabilities]
 
 
-def _threshold(maps: ActivationMaps, inference: Inference) -> float:
-    return adaptive_threshold(maps) if inference.threshold == "adaptive" else inference.threshold
+def _threshold(maps: ActivationMaps, model: Model, inference: Inference) -> float:
+    if inference.threshold == "adaptive":
+        return adaptive_threshold(maps, model.usual_threshold)
+    return inference.threshold
 
 
 # Large images ---------------------------------------------------------------------------------------------------------
@@ -271,7 +270,7 @@ def _in_windows(
     size, network = (image.shape[0], image.shape[1]), model.network
     if isinstance(network, Localiser):
         maps = _maps_in_windows(network, image, side, inference, device, present)
-        threshold = _threshold(maps, inference)
+        threshold = _threshold(maps, model, inference)
         score_labels = label_array([BACKGROUND, *maps.labels])
     else:
         score_labels = all_labels(model.classes)
@@ -354,23 +353,3 @@ def _able_to_win(scores: Scores) -> npt.NDArray[np.intp]:
         return np.arange(len(scores))
     best = scores.max(0) * np.float32(NEAR_THE_BEST)
     return np.array([row for row, of_row in enumerate(scores) if (of_row >= best).any()])
-
-
-def own_threshold(maps: ActivationMaps) -> float | None:
-    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.otsu`); None where they
-    are one."""
-    parts = otsu(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
-    return None if parts is None else parts.threshold
-
-
-def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:
-    """The background's score for one image, without any mask: half-way between its `own_threshold` and what is `usual`
-    in its data set, where that is known."""
-    own = own_threshold(maps)
-    known = [threshold for threshold in (own, usual) if threshold is not None]
-    return sum(known) / len(known) if known else UNDIVIDED
-
-
-def against_background(maps: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.float32]:
-    """Maps (K, H, W) with a constant background of score `threshold` before them, (K + 1, H, W)."""
-    return np.concatenate([np.full((1, *maps.shape[1:]), threshold, np.float32), maps])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from weakseg.data.folder import read_tags
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, stored_values, write_image, write_label_map
 from weakseg.errors import WeaksegError, out_of_memory
-from weakseg.files import write_csv, write_json, write_npz
+from weakseg.files import read_json, write_csv, write_json, write_npz
 from weakseg.methods.base import Item
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
 from weakseg.ops.resize import shrink_image
@@ -28,6 +29,7 @@ from weakseg.pipeline.inference import (
 )
 from weakseg.pipeline.run import RECIPE_NAME, recipe_of
 from weakseg.pipeline.stage import MODEL_FOLDER
+from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.progress import Progress
 from weakseg.settings import validate
 
@@ -41,16 +43,33 @@ NO_EFFECT = {"segmenter": "threshold", "localiser": "mirror"}
 def find_model(path: Path) -> Model:
     """The model in a model folder, or the last model that a run made, a segmenter if there is one."""
     if (path / CONFIG_NAME).is_file():
-        return _checked(load_model(path), path)
+        return _checked(_loaded(path), path)
     if (path / RECIPE_NAME).is_file():
         stages = recipe_of(path)["stages"]
         made = [path / name / MODEL_FOLDER for name in stages if (path / name / MODEL_FOLDER / CONFIG_NAME).is_file()]
-        loaded = (model for model in map(load_model, made) if model.kind != "refiner")
+        loaded = (model for model in map(_loaded, made) if model.kind != "refiner")
         models = sorted(loaded, key=lambda model: model.kind == "segmenter")
         if models:
             return models[-1]
         raise WeaksegError(f"The run in {path} has not finished any model yet. Let it go on: `weakseg run`.")
     raise WeaksegError(f"{path} is neither a model folder (with {CONFIG_NAME}) nor a run (with {RECIPE_NAME}).")
+
+
+def _loaded(path: Path) -> Model:
+    """The model of a folder. A localiser that lies in its run decides as the run's first masks of its maps did."""
+    model, stage = load_model(path), path.absolute().parent
+    root = next((folder for folder in stage.parents if (folder / RECIPE_NAME).is_file()), None)
+    if model.kind != "localiser" or root is None:
+        return model
+    name, stages = stage.relative_to(root).as_posix(), recipe_of(root)["stages"]
+    maps = {maps for maps, settings in stages.items() if settings.get("localiser") == name}
+    for masks, settings in stages.items():
+        if settings["kind"] == "masks" and settings.get("maps") in maps and (root / masks / THRESHOLD_NAME).is_file():
+            decided = read_json(root / masks / THRESHOLD_NAME)
+            if decided["threshold"] is not None:
+                inference = {**model.inference, "threshold": decided["threshold"]}
+                return replace(model, inference=inference, usual_threshold=decided.get("usual"))
+    return model
 
 
 def _checked(model: Model, path: Path) -> Model:

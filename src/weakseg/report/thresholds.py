@@ -13,7 +13,8 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
-from weakseg.pipeline.inference import UNDIVIDED, LabelArray, own_threshold
+from weakseg.ops.background import UNDIVIDED, own_threshold
+from weakseg.pipeline.inference import LabelArray
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report import pictures
 from weakseg.report.figures import Shown, strip

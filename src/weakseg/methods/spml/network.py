@@ -54,7 +54,7 @@ from weakseg.models.aspp import ASPP
 from weakseg.models.norm import SharedBatchNorm2d, use_batch_statistics
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, Views, normalise_image
-from weakseg.ops.background import adaptive_alpha
+from weakseg.ops.background import alpha_for
 
 BIAS_FACTOR = 2
 """Learning rate of biases over that of weights."""
@@ -209,7 +209,7 @@ class EmbeddingSegmenter(base.Segmenter):
             if options.seed == "activations":
                 assert maps is not None
                 activations = torch.from_numpy(maps.unsigned().upsampled()).to(device)
-                alpha = adaptive_alpha(maps) if options.alpha == "adaptive" else options.alpha
+                alpha = alpha_for(maps, options.alpha)
                 seed = activation_seed(activations, maps.labels.tolist(), count, cells, alpha)
             else:
                 logits = [view_features(self.pixel_logits, view, crop, mirrored=turned) for view, turned in views]

@@ -23,6 +23,7 @@ from weakseg.files import read_json, write_json
 from weakseg.labels import BACKGROUND, label_array
 from weakseg.methods.base import MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import adaptive_threshold, against_background, own_threshold
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
 from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
@@ -33,10 +34,7 @@ from weakseg.pipeline.inference import (
     LabelArray,
     Prediction,
     Threshold,
-    adaptive_threshold,
-    against_background,
     decide,
-    own_threshold,
 )
 from weakseg.pipeline.learning import check_inputs, stage_readers
 from weakseg.pipeline.measures import measure_curve
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
 
 TRIED, HALVINGS = 48, 4
 """So many images tell how far a CRF may reach, and it is halved so often at most."""
+THRESHOLD_NAME = "threshold.json"
 RULES = ("auto", "threshold", "own background")
 
 TRIED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -197,7 +196,7 @@ class Masks(Stage):
             )
             threshold, name = choice.candidate
             crf, origin = crfs[name], f"with {f'the CRF {name}' if name else 'no CRF'} {choice}"
-        self._decided(context, folder, threshold, origin)
+        self._decided(context, folder, threshold, origin, usual if threshold == "adaptive" else None)
         return partial(background, threshold), partial(mask_with, threshold, crf)
 
     def _sparing(
@@ -268,10 +267,13 @@ class Masks(Stage):
             write_json(folder / "curve.json", curve.to_dict())
         parallel.barrier()
 
-    def _decided(self, context: Context, folder: Path, threshold: float | str | None, origin: str) -> None:
-        context.log("threshold", threshold=threshold, origin=origin)
+    def _decided(
+        self, context: Context, folder: Path, threshold: float | str | None, origin: str, usual: float | None
+    ) -> None:
+        decided = {"threshold": threshold, "origin": origin, "usual": usual}
+        context.log("threshold", **decided)
         if parallel.rank() == 0:
-            write_json(folder / "threshold.json", {"threshold": threshold, "origin": origin})
+            write_json(folder / THRESHOLD_NAME, decided)
 
     @classmethod
     def report_parts(cls, run: RunFolder, name: str) -> Mapping[str, Iterator[Markup]]:

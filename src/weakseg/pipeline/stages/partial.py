@@ -19,7 +19,7 @@ from weakseg.data.simulate import rasterise
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID, WeakLabels
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import adaptive_alpha
+from weakseg.ops.background import alpha_for
 from weakseg.ops.partial import (
     LabelMap,
     Size,
@@ -134,7 +134,7 @@ class Partial(Stage):
         tags = labels.tags or frozenset()
         if maps is None:
             return np.zeros(size, np.uint8)  # an image without any object
-        alpha = adaptive_alpha(maps) if self.alpha == "adaptive" else self.alpha
+        alpha = alpha_for(maps, self.alpha)
         return tag_labels(maps, tags, alpha, self.tag_threshold)
 
     def _read_kinds(self, labels: WeakLabels) -> set[Kind]:
