@@ -99,6 +99,20 @@ def finished_icd(tmp_path_factory: pytest.TempPathFactory, process: Process) -> 
     return finish(tmp_path_factory.mktemp("finished icd"), process, "toy-icd", settings)
 
 
+@pytest.fixture(scope="session")
+def finished_spml(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+    """An embedding with its memory, the masks that it spreads and retrieves, and their classifier."""
+    stages = ("cam", "embedding", "classifier")
+    settings = (
+        *(f"{stage}.augment.crop=32" for stage in stages),
+        *(f"{stage}.train={{epochs: 1, batch_size: 2, min_steps: null}}" for stage in stages),
+        *(f"{stage}.model.{change}" for stage in stages[1:] for change in ("dimensions=4", "dropout=0")),
+        "runtime.checkpoint_steps=1",
+        "runtime.device=cpu",
+    )
+    return finish(tmp_path_factory.mktemp("finished spml"), process, "toy-spml", settings)
+
+
 def finish(folder: Path, process: Process, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
     command = ("run", recipe, "--data", data, *set_options(*settings))

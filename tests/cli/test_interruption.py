@@ -73,8 +73,17 @@ KILLED, INTERRUPTED = (Path(__file__).with_name(name) for name in ("killed.py", 
                 ("cam/checkpoint", "2"),
             ],
         ),
+        (
+            "finished_spml",
+            [
+                ("embedding/checkpoint", "3"),
+                ("pseudo/masks/", "3"),
+                ("retrieved/masks/", "4"),
+                ("classifier/checkpoint", "1"),
+            ],
+        ),
     ],
-    ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd"],
+    ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd", "spml"],
 )
 def test_killed_runs_end_with_the_same_bytes(
     run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest, weakseg: Any

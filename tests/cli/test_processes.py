@@ -166,6 +166,32 @@ def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: 
     torch.testing.assert_close(means[1], means[0], rtol=0.25, atol=0)  # images of both, counted once
 
 
+def test_masks_of_an_embedding_are_the_same_in_two_processes(
+    finished_spml: Any, process: Any, tmp_path: Path
+) -> None:
+    """They spread and retrieve with the embedding of one process, and learn a classifier from the same masks."""
+    one, two = finished_spml.run, tmp_path / "run"
+    for stage in ("cam", "maps", "partial", "embedding"):
+        shutil.copytree(one / stage, two / stage)
+    done = in_two_processes(process, *finished_spml.command, "--out", two)
+    assert done.returncode == 0, done.stderr
+    found, expected = artifacts(two), artifacts(one)
+    masks = [name for name in expected if name.startswith(("pseudo/masks/", "retrieved/masks/"))]
+    assert len(masks) == 16
+    assert [name for name in masks if found[name] != expected[name]] == []
+    assert losses(two / "classifier")[0] == pytest.approx(losses(one / "classifier")[0], abs=1e-3)
+
+
+def test_an_embedding_learns_in_two_processes(finished_spml: Any, process: Any, tmp_path: Path) -> None:
+    """Both share their prototypes, so that the first losses are those of one process."""
+    one, two = finished_spml.run, tmp_path / "run"
+    for stage in ("cam", "maps", "partial"):
+        shutil.copytree(one / stage, two / stage)
+    done = in_two_processes(process, *finished_spml.command, "--out", two, "--until", "embedding")
+    assert done.returncode == 0, done.stderr
+    assert losses(two / "embedding") == pytest.approx(losses(one / "embedding"), abs=1e-3)
+
+
 def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
     wrong = set_options(*TINY, "cam.train.batch_size=3")
     done = in_two_processes(process, "run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *wrong)
