@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from lightning_fabric import Fabric
 
 from weakseg import parallel
 from weakseg.data.dataset import Dataset, Sample
+from weakseg.data.images import write_label_map
 from weakseg.errors import WeaksegError
 from weakseg.progress import Progress
 from weakseg.runtime import RuntimeSettings
@@ -50,6 +52,10 @@ class Context:
         """The samples to make pseudo-masks for: those of `train`, then those of `score` that are not among them."""
         known = {sample.name for sample in self.train}
         return [*self.train, *(sample for sample in self.score if sample.name not in known)]
+
+    def write_labels(self, path: Path, labels: npt.NDArray[Any]) -> None:
+        """Write a label map (H, W) of the data set's classes."""
+        write_label_map(path, labels, deep=self.dataset.classes.deep)
 
     def log(self, event: str, **values: Any) -> None:
         """Add a line to the run's `log.jsonl`."""

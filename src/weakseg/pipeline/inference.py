@@ -13,6 +13,8 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from weakseg.data.dataset import Sample
+from weakseg.data.images import read_image
 from weakseg.data.transforms import Factor
 from weakseg.errors import WeaksegError
 from weakseg.labels import BACKGROUND, Classes, label_array
@@ -90,6 +92,10 @@ class Prediction:
         labels = self.score_labels[enlarge_to_labels(self.scores, small, image)]
         scores = enlarge_scores(self.scores, small, image) if keep_scores else _no_scores(image)
         return Prediction(labels, scores, self.score_labels)
+
+    def of_file(self, sample: Sample, image: Image) -> Prediction:
+        """What was predicted for the `image` (h, w, 3) that a run works on, at the size of the sample's file."""
+        return self.enlarged(image, read_image(sample.image)) if sample.long_side else self
 
 
 def predict(

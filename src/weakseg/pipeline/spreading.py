@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map
+from weakseg.data.images import read_label_map
 from weakseg.labels import label_array
 from weakseg.ops.crf_parameters import known_or_none
 from weakseg.pipeline.applying import Applying
@@ -43,8 +43,7 @@ class BySimilarity(Applying):
         """The label map (H, W) of a sample, at the size of its file, from scores (1 + C, h, w) at the size that is
         worked on."""
         image, rows = sample.read_image(), label_array(range(len(scores)))
-        decided = decide(image, scores.cpu().numpy(), rows, self.crf, device)
-        return (decided.enlarged(image, read_image(sample.image)) if sample.long_side else decided).labels
+        return decide(image, scores.cpu().numpy(), rows, self.crf, device).of_file(sample, image).labels
 
     @staticmethod
     def array_of(folder: Path, sample: Sample) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from weakseg import parallel
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_jpeg, write_label_map
+from weakseg.data.images import read_image, read_label_map, write_jpeg
 from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
@@ -138,7 +138,7 @@ class Masks(Stage):
             background, decide_mask = None, self._by_method(context, folder)
 
         def write(sample: Sample) -> None:
-            write_label_map(mask_path(folder, sample), decide_mask(sample), deep=context.dataset.classes.deep)
+            context.write_labels(mask_path(folder, sample), decide_mask(sample))
 
         complete("pseudo-masks", context.weakly_labelled(), partial(mask_path, folder), write)
         write_overlays(context, folder)
@@ -176,10 +176,7 @@ class Masks(Stage):
             return decide(sample.read_image(), scores, labels, crf, device)
 
         def mask_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
-            decided = decide_with(threshold, crf, sample)
-            if sample.long_side:
-                decided = decided.enlarged(sample.read_image(), read_image(sample.image))
-            return decided.labels
+            return decide_with(threshold, crf, sample).of_file(sample, sample.read_image()).labels
 
         name = USUAL_CRF if self.crf == "auto" else self.crf
         crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import image_size, read_label_map, write_label_map
+from weakseg.data.images import image_size, read_label_map
 from weakseg.data.simulate import rasterise
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID, WeakLabels
@@ -109,9 +109,8 @@ class Partial(Stage):
             if maps is not None and sample.long_side:
                 # Boxes, points and scribbles are drawn at the size of the image's file.
                 maps = replace(maps, maps=resize_bilinear(maps.upsampled(), size), size=size, stride=1)
-            write_label_map(partial_path(folder, sample), self.label_map(sample.labels, size, maps), deep=deep)
+            context.write_labels(partial_path(folder, sample), self.label_map(sample.labels, size, maps))
 
-        deep = context.dataset.classes.deep
         complete("partial label maps", context.weakly_labelled(), partial(partial_path, folder), write)
 
     def label_map(self, labels: WeakLabels, size: Size, maps: ActivationMaps | None) -> LabelMap:

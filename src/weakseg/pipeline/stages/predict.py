@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import read_image, read_label_map, write_label_map
+from weakseg.data.images import read_label_map
 from weakseg.data.loading import read_fields
 from weakseg.methods.base import Item
 from weakseg.methods.store import load_model, make_ready
@@ -64,9 +64,7 @@ def predict_samples(
         return read_fields(sample, readers, fields)
 
     def write(sample: Sample, item: Item, prediction: Prediction) -> None:
-        if sample.long_side:
-            prediction = prediction.enlarged(item["image"], read_image(sample.image))
-        write_label_map(path(sample), prediction.labels, deep=context.dataset.classes.deep)
+        context.write_labels(path(sample), prediction.of_file(sample, item["image"]).labels)
 
     def through(batches: list[Batch]) -> Iterator[None]:
         return predict_batches(model, batches, read, write, inference, device)

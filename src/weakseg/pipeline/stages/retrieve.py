@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import write_label_map
 from weakseg.data.loading import read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_npz, write_npz
@@ -57,9 +56,7 @@ class Retrieve(BySimilarity):
             labels = shown(sample)["labels"]
             present = {0, *np.unique(labels[labels <= len(context.dataset.classes)]).tolist()}
             scores = network.retrieve(sample.read_image(), present, memory, options, device)
-            write_label_map(
-                mask_path(folder, sample), self.mask_of(sample, scores, device), deep=context.dataset.classes.deep
-            )
+            context.write_labels(mask_path(folder, sample), self.mask_of(sample, scores, device))
 
         complete("retrieving", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 

@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
-from weakseg.data.images import write_label_map
 from weakseg.data.loading import read_fields
 from weakseg.labels import VOID
 from weakseg.ops.fields import PARTIAL_LABELS, ImageField
@@ -48,9 +47,7 @@ class Spread(BySimilarity):
             maps = None if self.maps is None else read_maps(context.folder(self.maps), sample)
             found = self.mask_of(sample, network.spread(item, maps, options, device), device)
             void = readers[0](sample)["labels"] == VOID
-            write_label_map(
-                mask_path(folder, sample), np.where(void, np.uint8(VOID), found), deep=context.dataset.classes.deep
-            )
+            context.write_labels(mask_path(folder, sample), np.where(void, np.uint8(VOID), found))
 
         complete("spreading", context.weakly_labelled(), partial(mask_path, folder), make, through=map)
 
