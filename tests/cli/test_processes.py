@@ -166,9 +166,7 @@ def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: 
     torch.testing.assert_close(means[1], means[0], rtol=0.25, atol=0)  # images of both, counted once
 
 
-def test_masks_of_an_embedding_are_the_same_in_two_processes(
-    finished_spml: Any, process: Any, tmp_path: Path
-) -> None:
+def test_masks_of_an_embedding_are_the_same_in_two_processes(finished_spml: Any, process: Any, tmp_path: Path) -> None:
     """They spread and retrieve with the embedding of one process, and learn a classifier from the same masks."""
     one, two = finished_spml.run, tmp_path / "run"
     for stage in ("cam", "maps", "partial", "embedding"):

@@ -188,9 +188,11 @@ def test_options_choose_the_map_and_its_sign() -> None:
     torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], outputs.cam)
     network.options = ICD.Options(align_corners=True)
     torch.testing.assert_close(network.activation_maps({"image": images}), F.relu(signed))
-    network.options = ICD.Options(maps="mean", align_corners=True)
-    cam, icd = (F.relu(scores) / F.relu(scores).amax((2, 3), keepdim=True) for scores in (outputs.cam, outputs.logits))
-    torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], (cam + icd) / 2)
+    network.options = ICD.Options(maps="joint", align_corners=True)
+    cam, positive = F.relu(outputs.cam), F.relu(outputs.logits)
+    above = F.relu(positive - torch.quantile(positive.flatten(2), 0.5, dim=2, interpolation="lower")[..., None, None])
+    expected = sum(scores / scores.amax((2, 3), keepdim=True) for scores in (cam, above)) / 2
+    torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], expected)
 
 
 # Bottom up ------------------------------------------------------------------------------------------------------------

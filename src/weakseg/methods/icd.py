@@ -106,11 +106,13 @@ class ICD(base.Localiser):
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
     class Options(base.Settings):
-        """Which maps are made: the `icd` score td, `cam`, or the mean of what is positive in both, each over its
-        largest value; by default without negative values."""
+        """Which maps are made: the `icd` score td, `cam`, or `joint`, the mean of CAM and of what the score has above
+        its median of the image, each over its largest value; by default without negative values."""
 
-        maps: Literal["icd", "cam", "mean"] = Field(
-            default="icd", description="which branch's scores are the maps; mean: of both, which has no negative values"
+        maps: Literal["icd", "cam", "joint"] = Field(
+            default="icd",
+            description="which branch's scores are the maps; joint: the mean of CAM and of what ICD's score has above "
+            "its median, without negative values",
         )
         signed: bool = Field(default=False, description="keep negative values, for maps of the style raw")
         canvas: int = Field(default=1, ge=1, description="least height and width of what the network sees, pixels")
@@ -266,8 +268,11 @@ class ICD(base.Localiser):
     def low_resolution_maps(self, images: Tensor) -> Tensor:
         """The maps that `options` choose, (N, C, h, w) of any sign."""
         outputs = self.outputs(images)
-        if self.options.maps == "mean":
-            both = (outputs.cam.clamp(min=0), outputs.logits.clamp(min=0))
+        if self.options.maps == "joint":
+            # The score is positive on much of what is around the objects, on plain ground nearly everywhere.
+            score = outputs.logits.clamp(min=0)
+            median = score.flatten(2).median(2).values[..., None, None]
+            both = (outputs.cam.clamp(min=0), (score - median).clamp(min=0))
             return torch.stack([maps / maps.amax((2, 3), keepdim=True).clamp(min=EPSILON) for maps in both]).mean(0)
         return outputs.logits if self.options.maps == "icd" else outputs.cam
 
