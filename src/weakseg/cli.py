@@ -601,6 +601,7 @@ def simulate(
       weakseg data simulate VOC2012 --split train --kind points --out points/labels.json
       weakseg data simulate toy --split train --split val --seed 1 --out toy-labels.json
     """
+    from weakseg.data.folder import SIDECARS
     from weakseg.data.opening import open_dataset
     from weakseg.data.simulate import KINDS, simulate_dataset
     from weakseg.progress import Progress
@@ -618,7 +619,11 @@ def simulate(
             min_area=min_area,
             progress=progress.advance,
         )
-    print(f"Weak labels in {out}. With the images in {out.parent / 'images'} beside it, it is a data set.")
+    if out.name in SIDECARS:
+        use = f"{out.parent} is read with them if it is a data set of these images in the layout folder or voc."
+    else:
+        use = f"With the images in {out.parent / 'images'} beside it, it is a data set."
+    print(f"Weak labels in {out}. {use}")
 
 
 @data_app.command("fetch")

@@ -190,6 +190,12 @@ def test_simulated_labels_make_a_data_set(weakseg: Any, tiny_voc: Path, tmp_path
     assert "poems" in answer.err
 
 
+def test_labels_to_lie_beside_a_data_set_are_not_called_one(weakseg: Any, tiny_voc: Path, tmp_path: Path) -> None:
+    answer = weakseg("data", "simulate", tiny_voc, "--out", tmp_path / "points.json", "--kind", "points")
+    assert answer.status == 0, answer.err
+    assert str(tmp_path / "images") not in answer.out
+
+
 def test_a_toy_data_set_is_sound(weakseg: Any, tmp_path: Path) -> None:
     toy = tmp_path / "toy"
     answer = weakseg("data", "make-toy", toy, "--train", "6", "--val", "2", "--size", "64")
