@@ -246,6 +246,7 @@ def test_without_any_mask_each_image_has_its_threshold_and_it_is_said(tmp_path: 
     data = write_tiny_voc(tmp_path / "data", masks=False)
     carried_out(data, tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "masks" / "threshold.json").read_text())
+    assert 0 < chosen.pop("usual") < 1
     assert chosen == {"threshold": "adaptive", "origin": "no masks are there to choose one"}
     assert json.loads((tmp_path / "run" / "scores" / "summary.json").read_text()) == []
 
