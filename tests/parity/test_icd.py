@@ -319,7 +319,9 @@ def test_network(parity: Any, icd: Callable[[Vectors], ICD], case: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@torch.backends.mkldnn.flags(enabled=False)
 def test_steps_of_training(parity: Any, icd: Callable[[Vectors], ICD], dtype: torch.dtype) -> None:
+    """In float32, four updates magnify the order of the sums, which oneDNN chooses by the kind of CPU."""
     vectors = parity("icd/train_step")
     network = icd(vectors).to(dtype).train()
     network.cam_means.zero_()
