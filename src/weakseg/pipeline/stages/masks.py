@@ -21,7 +21,7 @@ from weakseg.data.loading import Reader, ReadFolder, folder_readers, read_fields
 from weakseg.errors import WeaksegError
 from weakseg.files import read_json, write_json
 from weakseg.labels import BACKGROUND, label_array
-from weakseg.methods.base import MaskRule, absolute, find_method, version_of
+from weakseg.methods.base import Image, MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.background import adaptive_threshold, against_background, own_threshold
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
@@ -170,13 +170,16 @@ class Masks(Stage):
         def background(threshold: float | str | None, maps: ActivationMaps) -> float | None:
             return adaptive_threshold(maps, usual) if isinstance(threshold, str) else threshold
 
-        def decide_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> Prediction:
+        def decide_with(
+            threshold: float | str | None, crf: CRFParameters | None, sample: Sample, image: Image
+        ) -> Prediction:
             maps = read_maps(source, sample)
             scores, labels = _scores(maps, maps.upsampled(), background(threshold, maps))
-            return decide(sample.read_image(), scores, labels, crf, device)
+            return decide(image, scores, labels, crf, device)
 
         def mask_with(threshold: float | str | None, crf: CRFParameters | None, sample: Sample) -> LabelArray:
-            return decide_with(threshold, crf, sample).of_file(sample, sample.read_image()).labels
+            image = sample.read_image()
+            return decide_with(threshold, crf, sample, image).of_file(sample, image).labels
 
         name = USUAL_CRF if self.crf == "auto" else self.crf
         crf = None if name is None else self._sparing(context, PARAMETERS[name], partial(decide_with, thresholds[0]))
@@ -197,18 +200,21 @@ class Masks(Stage):
         return partial(background, threshold), partial(mask_with, threshold, crf)
 
     def _sparing(
-        self, context: Context, crf: CRFParameters, decide_with: Callable[[CRFParameters | None, Sample], Prediction]
+        self,
+        context: Context,
+        crf: CRFParameters,
+        decide_with: Callable[[CRFParameters | None, Sample, Image], Prediction],
     ) -> CRFParameters:
         """The CRF, reaching no farther than the size of the objects allows; no mask is needed to tell."""
         if self.crf_keeps is None:
             return crf
         step = -(-len(context.train) // TRIED)
         tried = parallel.share(context.train[::step])
-        before = [int(np.count_nonzero(decide_with(None, sample).labels)) for sample in tried]
+        before = [int(np.count_nonzero(decide_with(None, sample, sample.read_image()).labels)) for sample in tried]
         farthest = float(np.max(crf.bilateral_sxy))
         for halvings in range(HALVINGS + 1):
             found = crf.within(farthest / 2**halvings)
-            after = [int(np.count_nonzero(decide_with(found, sample).labels)) for sample in tried]
+            after = [int(np.count_nonzero(decide_with(found, sample, sample.read_image()).labels)) for sample in tried]
             kept = [a / b for part in parallel.gather(list(zip(after, before, strict=True))) for a, b in part if b]
             if not kept or float(np.median(kept)) >= self.crf_keeps:
                 break
