@@ -29,6 +29,7 @@ from weakseg.pipeline import inference as inference_module
 from weakseg.pipeline.inference import Inference, decide, predict, window_side
 from weakseg.pipeline.predict import find_model, image_files, predict_files
 from weakseg.pipeline.recipe import load_recipe
+from weakseg.pipeline.run import MANIFEST_NAME
 
 CPU = torch.device("cpu")
 
@@ -133,6 +134,8 @@ def test_the_localiser_of_a_run_decides_as_its_masks_did(
     write_text(root / "recipe.yaml", load_recipe("toy-cam").as_yaml())
     model = new_model("localiser")
     save_model(root / "cam" / "model", model)
+    write_json(root / "cam" / MANIFEST_NAME, {})
+    write_text(tmp_path / "recipe.yaml", "extends: cam")
     save_model(tmp_path / "copy", model)
     write_json(root / "masks" / "threshold.json", decided)
     background = []

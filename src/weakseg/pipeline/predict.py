@@ -27,7 +27,7 @@ from weakseg.pipeline.inference import (
     predict_batches,
     require_images_only,
 )
-from weakseg.pipeline.run import RECIPE_NAME, recipe_of
+from weakseg.pipeline.run import RECIPE_NAME, finished, recipe_of
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.progress import Progress
@@ -59,7 +59,8 @@ def _loaded(path: Path) -> Model:
     """The model of a folder. A localiser that lies in its run decides as the run's first masks of its maps did."""
     model, stage = load_model(path), path.absolute().parent
     root = next((folder for folder in stage.parents if (folder / RECIPE_NAME).is_file()), None)
-    if model.kind != "localiser" or root is None:
+    # A recipe.yaml above a copied model is not that of its run; a copy has no manifest beside it.
+    if model.kind != "localiser" or root is None or finished(stage) is None:
         return model
     name, stages = stage.relative_to(root).as_posix(), recipe_of(root)["stages"]
     maps = {maps for maps, settings in stages.items() if settings.get("localiser") == name}
