@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -317,3 +318,36 @@ def test_a_broken_last_line_is_dropped(text: str, kept: str, tmp_path: Path) -> 
     path.write_text(text)
     drop_partial_line(path)
     assert path.read_text() == kept
+
+
+class Garbage:
+    """A cycle whose collection lets other threads go on, and leaves the next one."""
+
+    left = 20_000
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        os.sched_yield()
+        if Garbage.left > 0:
+            Garbage.left -= 1
+            Garbage()
+
+
+def test_threads_read_arrays_while_garbage_is_collected(tmp_path: Path) -> None:
+    """CPython's parser of headers fails in one thread if a collection in it lets another thread parse."""
+    write_npz(tmp_path / "x.npz", {"x": np.arange(3)})
+
+    def read(_: int) -> None:
+        assert read_npz(tmp_path / "x.npz")["x"].tolist() == [0, 1, 2]
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(5, 1000, 1000)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            Garbage()
+            list(pool.map(read, range(2000)))
+    finally:
+        Garbage.left = 0
+        gc.set_threshold(*thresholds)

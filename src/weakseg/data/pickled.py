@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from weakseg.errors import WeaksegError
+from weakseg.files import read_npy_header
 
 MAX_PICKLE_BYTES = 1024**3
 
@@ -29,8 +30,7 @@ def read_pickled_dict(path: Path) -> dict[str | int, npt.NDArray[Any]]:
         if path.stat().st_size > MAX_PICKLE_BYTES:
             raise WeaksegError(f"{path} is larger than {MAX_PICKLE_BYTES >> 30} GiB; refused.")
         file = io.BytesIO(path.read_bytes())
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
+        read_npy_header(file)
         content = _ArrayUnpickler(file, encoding="latin1").load()
         [mapping] = content.value
         return {_key(key): _numbers(array) for key, array in mapping.items()}
