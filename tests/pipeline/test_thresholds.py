@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import TINY, write_tiny_voc
+from weakseg.data.dataset import Sample
 from weakseg.data.images import read_label_map
 from weakseg.data.opening import open_dataset
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.background import adaptive_threshold, own_threshold
 from weakseg.ops.crf_parameters import PARAMETERS
 from weakseg.pipeline.inference import decide
+from weakseg.pipeline.measures import measure_curve
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
 
@@ -45,6 +47,23 @@ def test_what_is_usual_counts_half() -> None:
     flat = ActivationMaps(np.array([1], np.int16), np.full((1, 4, 4), 0.3, np.float32), (16, 16))
     assert own_threshold(flat) is None
     assert adaptive_threshold(flat, 0.7) == 0.7
+
+
+def test_the_curve_finds_high_thresholds(tmp_path: Path) -> None:
+    """Beyond 0.59, where those of the papers end."""
+    dataset = open_dataset(write_tiny_voc(tmp_path))
+    samples = [sample for sample in dataset.split("train") if sample.mask is not None]
+
+    def read(sample: Sample) -> ActivationMaps:
+        assert sample.mask is not None
+        truth = sample.mask.read()
+        labels = np.arange(1, dataset.classes.largest + 1, dtype=np.int16)
+        maps = np.where(truth == labels[:, None, None], np.float32(0.9), np.float32(0.75))
+        return ActivationMaps(labels, maps, truth.shape, stride=1)
+
+    curve = measure_curve(samples, dataset.classes, read)
+    assert 0.75 <= curve.thresholds[curve.best()] < 0.9
+    assert curve.mean_iou.max() == pytest.approx(1)
 
 
 def masks_of(root: Path, data: Path, *changes: str) -> dict[str, np.ndarray]:

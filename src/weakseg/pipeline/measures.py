@@ -27,6 +27,9 @@ from weakseg.threads import threaded
 
 A = TypeVar("A", bound=Accumulator)
 LabelMap = npt.NDArray[Any]
+CURVE = tuple(i / 100 for i in range(100))
+"""The background scores 0.00 … 0.99. The papers' curves end at 0.59, but maps of small objects, or of a classifier that
+was trained for long, are best cut higher."""
 
 
 @dataclass
@@ -89,7 +92,7 @@ def measure_curve(
     samples: Sequence[Sample], classes: Classes, read: Callable[[Sample], ActivationMaps]
 ) -> ThresholdCurve:
     """The mIoU of activation maps at every background threshold."""
-    curve = ThresholdCurve(classes.largest + 1)
+    curve = ThresholdCurve(classes.largest + 1, CURVE)
 
     def load(sample: Sample) -> tuple[Sample, LabelMap, ActivationMaps, npt.NDArray[np.float32]]:
         maps = read(sample)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from weakseg.data.cooccurrence import share_with_other
 from weakseg.files import read_json, read_json_lines, write_text
 from weakseg.pipeline.run import RECIPE_NAME
+from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.report.folder import PART_TITLES, RunFolder
 from weakseg.report.gallery import links_to, write_gallery
 from weakseg.report.markup import Heat, Markup, Share, duration, element, fact, note, page, plot, table
@@ -183,9 +184,9 @@ def _threshold_plots(run: RunFolder) -> Iterator[Markup]:
     titles = run.titles("curves")
     used, curves = [], {}
     for name in run.of_kind("masks"):
-        if not (run.root / name / "threshold.json").is_file():  # a method's own rule
+        if not (run.root / name / THRESHOLD_NAME).is_file():  # a method's own rule
             continue
-        choice = read_json(run.root / name / "threshold.json")
+        choice = read_json(run.root / name / THRESHOLD_NAME)
         used.append(f"{name} used {_background(choice['threshold'])} ({choice['origin']})")
         if (run.root / name / "curve.json").is_file():
             curves[titles.get(name, name)] = read_json(run.root / name / "curve.json")

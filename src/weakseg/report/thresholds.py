@@ -13,9 +13,10 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import UNDIVIDED, own_threshold
+from weakseg.ops.background import UNDIVIDED
 from weakseg.pipeline.inference import LabelArray
 from weakseg.pipeline.stages.maps import read_maps
+from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.report import pictures
 from weakseg.report.figures import Shown, strip
 from weakseg.report.markup import Markup, element, note
@@ -32,15 +33,16 @@ def thresholds_part(run: RunFolder, stage: str) -> Iterator[Markup]:
     """Some images with their masks of a stage below, at and above its threshold, before the CRF, and how to choose one
     of these; nothing where the maps have a background of their own or the data cannot be read."""
     try:
-        used = read_json(run.root / stage / "threshold.json")["threshold"]
+        decided = read_json(run.root / stage / THRESHOLD_NAME)
         classes, parts = run.open_data()
         samples = pictures.spread(list(parts["train"].values()), IMAGES)
         maps = [read_maps(run.root / run.stages[stage]["maps"], sample) for sample in samples]
     except WeaksegError:  # the part of pictures says so
         return
+    used = decided["threshold"]
     if used is None:
         return
-    levels = _levels(used, maps)
+    levels = _levels(decided.get("usual") or UNDIVIDED if isinstance(used, str) else used)
     yield element("h3", f"{stage} at other thresholds")
     text = (
         f"Masks before the CRF; {stage} used the background score {used} on {len(parts['train'])} images. To choose "
@@ -59,11 +61,8 @@ def thresholds_part(run: RunFolder, stage: str) -> Iterator[Markup]:
         yield element("article", element("h5", sample.name), strip(figures, 1 + len(levels)))
 
 
-def _levels(used: float | str, maps: Sequence[ActivationMaps]) -> list[float]:
-    """Three thresholds around the one that was used, or around what the images say on average."""
-    if isinstance(used, str):
-        known = [own for of_image in maps if (own := own_threshold(of_image)) is not None]
-        used = float(np.mean(known)) if known else UNDIVIDED
+def _levels(used: float) -> list[float]:
+    """Three thresholds around the one that was used, or that is usual where each image has its own."""
     return [round(min(max(used + step, LOWEST), HIGHEST), 2) for step in (-STEP, 0.0, STEP)]
 
 
