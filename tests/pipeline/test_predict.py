@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,27 +127,49 @@ def test_of_a_run_the_segmenter_is_taken_and_before_it_is_there_the_localiser(tm
     assert find_model(tmp_path / "cam" / "model").kind == "localiser"
 
 
+def write_run(root: Path, decided: Mapping[str, Any], *changes: str) -> None:
+    """What a run of toy-cam leaves of its localiser, maps and masks, as far as a prediction needs it."""
+    write_text(root / "recipe.yaml", load_recipe("toy-cam", changes).as_yaml())
+    write_json(root / "data.json", {})
+    for stage in ("cam", "maps", "masks"):
+        write_json(root / stage / MANIFEST_NAME, {"key": ""})
+    save_model(root / "cam" / "model", new_model("localiser"))
+    write_json(root / "masks" / "threshold.json", decided)
+
+
 @pytest.mark.parametrize("decided", [{"threshold": 0.37}, {"threshold": "adaptive", "usual": 0.9}])
 def test_the_localiser_of_a_run_decides_as_its_masks_did(
     tmp_path: Path, image: np.ndarray, decided: dict[str, Any]
 ) -> None:
-    """A copy of the model, which lies in no run, goes by the image alone."""
-    root = tmp_path / "run"
-    write_text(root / "recipe.yaml", load_recipe("toy-cam").as_yaml())
-    model = new_model("localiser")
-    save_model(root / "cam" / "model", model)
-    write_json(root / "cam" / MANIFEST_NAME, {})
-    write_text(tmp_path / "recipe.yaml", "extends: cam")
-    save_model(tmp_path / "copy", model)
-    write_json(root / "masks" / "threshold.json", decided)
+    """A copy of the stage, which lies in no run, goes by the image alone."""
+    root, copy = tmp_path / "run", tmp_path / "models" / "copy"
+    write_run(root, decided, "maps.scales=[1.0]")
+    write_text(tmp_path / "recipe.yaml", "extends: cam\nstages: {segment: null, masks: {crf: null}}")
+    shutil.copytree(root / "cam", copy)
     background = []
-    for folder in (root, root / "cam" / "model", tmp_path / "copy"):
+    for folder in (root, root / "cam" / "model", copy / "model"):
         found = find_model(folder)
         inference = Inference.model_validate(dict(found.inference))
         background.append(float(predict(found, image, inference, CPU).scores[0, 0, 0]))
     own = background[-1]
     expected = decided["threshold"] if decided["threshold"] != "adaptive" else (own + decided["usual"]) / 2
     assert background[:2] == pytest.approx([expected] * 2)
+
+
+def test_the_localiser_of_a_run_makes_its_maps(tmp_path: Path) -> None:
+    """The threshold is that of maps of these scales; where `predict` cannot make such maps, it is not taken."""
+    write_run(tmp_path / "run", {"threshold": 0.37}, "maps.scales=[1.0, 0.5]")
+    assert find_model(tmp_path / "run").inference == {"scales": [1.0, 0.5], "threshold": 0.37}
+    write_run(tmp_path / "seam", {"threshold": 0.37}, "maps.style=seam")
+    assert find_model(tmp_path / "seam").inference == {}
+
+
+def test_masks_of_an_earlier_localiser_decide_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    write_run(root, {"threshold": 0.37})
+    event = {"event": "run", "keys": {"cam": "", "maps": "new", "masks": "new"}}
+    write_text(root / "log.jsonl", json.dumps(event) + "\n")
+    assert find_model(root).inference == {}
 
 
 # What is predicted

@@ -107,7 +107,7 @@ class ICD(base.Localiser):
 
     class Options(base.Settings):
         """Which maps are made: the `icd` score td, `cam`, or `joint`, the mean of CAM and of what the score has above
-        its median of the image, each over its largest value; by default without negative values."""
+        its median over what the network sees, each over its largest value; by default without negative values."""
 
         maps: Literal["icd", "cam", "joint"] = Field(
             default="icd",

@@ -15,7 +15,7 @@ from weakseg.data.folder import read_tags
 from weakseg.data.images import IMAGE_SUFFIXES, overlay, read_image, stored_values, write_image, write_label_map
 from weakseg.errors import WeaksegError, out_of_memory
 from weakseg.files import read_json, write_csv, write_json, write_npz
-from weakseg.methods.base import Item
+from weakseg.methods.base import Item, Localiser
 from weakseg.methods.store import CONFIG_NAME, Model, load_model, make_ready
 from weakseg.ops.resize import shrink_image
 from weakseg.pipeline.inference import (
@@ -27,10 +27,11 @@ from weakseg.pipeline.inference import (
     predict_batches,
     require_images_only,
 )
-from weakseg.pipeline.run import RECIPE_NAME, finished, recipe_of
+from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, recipe_of
 from weakseg.pipeline.stage import MODEL_FOLDER
 from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.progress import Progress
+from weakseg.report.folder import RunFolder
 from weakseg.settings import validate
 
 Job = tuple[Path, Path]
@@ -56,19 +57,23 @@ def find_model(path: Path) -> Model:
 
 
 def _loaded(path: Path) -> Model:
-    """The model of a folder. A localiser that lies in its run decides as the run's first masks of its maps did."""
+    """The model of a folder. A localiser that lies in its run makes maps, and decides, as for the run's first masks."""
     model, stage = load_model(path), path.absolute().parent
-    root = next((folder for folder in stage.parents if (folder / RECIPE_NAME).is_file()), None)
-    # A recipe.yaml above a copied model is not that of its run; a copy has no manifest beside it.
-    if model.kind != "localiser" or root is None or finished(stage) is None:
+    root = next((folder for folder in stage.parents if (folder / DATA_NAME).is_file()), None)
+    network = model.network
+    if not isinstance(network, Localiser) or root is None:
         return model
-    name, stages = stage.relative_to(root).as_posix(), recipe_of(root)["stages"]
-    maps = {maps for maps, settings in stages.items() if settings.get("localiser") == name}
-    for masks, settings in stages.items():
-        if settings["kind"] == "masks" and settings.get("maps") in maps and (root / masks / THRESHOLD_NAME).is_file():
+    run, name = RunFolder.read(root), stage.relative_to(root).as_posix()
+    maps = {made: settings for made, settings in run.of_kind("maps").items() if settings["localiser"] == name}
+    for masks, settings in run.of_kind("masks").items():
+        made = maps.get(settings["maps"])
+        # Other styles are normalised in a way that `predict` does not know, and have other thresholds.
+        if name in run.manifests and made and made["style"] == "irnet" and (root / masks / THRESHOLD_NAME).is_file():
             decided = read_json(root / masks / THRESHOLD_NAME)
             if decided["threshold"] is not None:
-                inference = {**model.inference, "threshold": decided["threshold"]}
+                told = {**network.options.model_dump(), **made.get("options", {})}
+                network.options = validate(type(network).Options, told, f"{root / RECIPE_NAME}: {settings['maps']}")
+                inference = {**model.inference, "scales": made["scales"], "threshold": decided["threshold"]}
                 return replace(model, inference=inference, usual_threshold=decided.get("usual"))
     return model
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import UNDIVIDED
+from weakseg.ops.background import UNDIVIDED, own_threshold
 from weakseg.pipeline.inference import LabelArray
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.stages.masks import THRESHOLD_NAME
@@ -42,7 +42,7 @@ def thresholds_part(run: RunFolder, stage: str) -> Iterator[Markup]:
     used = decided["threshold"]
     if used is None:
         return
-    levels = _levels(decided.get("usual") or UNDIVIDED if isinstance(used, str) else used)
+    levels = _levels(_usual(decided, maps) if isinstance(used, str) else used)
     yield element("h3", f"{stage} at other thresholds")
     text = (
         f"Masks before the CRF; {stage} used the background score {used} on {len(parts['train'])} images. To choose "
@@ -59,6 +59,14 @@ def thresholds_part(run: RunFolder, stage: str) -> Iterator[Markup]:
         except WeaksegError as error:
             figures = [note(f"Left out: {error}")]
         yield element("article", element("h5", sample.name), strip(figures, 1 + len(levels)))
+
+
+def _usual(decided: Mapping[str, Any], maps: Sequence[ActivationMaps]) -> float:
+    """What is usual in the training images, or in those shown: runs of earlier versions did not write it down."""
+    if decided.get("usual") is not None:
+        return float(decided["usual"])
+    known = [own for of_image in maps if (own := own_threshold(of_image)) is not None]
+    return float(np.mean(known)) if known else UNDIVIDED
 
 
 def _levels(used: float) -> list[float]:
