@@ -19,9 +19,11 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import with_own_background
 from weakseg.pipeline.predict import find_model
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
+from weakseg.pipeline.stages.maps import read_maps
 from weakseg.report.run import write_report
 
 METHOD = '''
@@ -31,6 +33,7 @@ from torch import nn
 
 from weakseg.methods import base
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import with_own_background
 from weakseg.ops.fields import ImageField
 
 
@@ -140,6 +143,20 @@ def test_a_refiner_is_one_file_and_one_recipe(recipe: Path, tmp_path: Path) -> N
     assert find_model(out).kind == "localiser", "a refiner alone predicts nothing"
     with pytest.raises(WeaksegError, match="holds the refiner nearest"):
         find_model(out / "nearest" / "model")
+
+
+@pytest.mark.parametrize(("growth", "kept"), [("1.1", True), ("1000", False), ("null", False)])
+def test_a_walk_that_floods_leaves_the_maps(recipe: Path, tmp_path: Path, growth: str, kept: bool) -> None:
+    """Against no background at all, all of an image is foreground."""
+    dataset, out = open_dataset(write_tiny_voc(tmp_path / "data")), tmp_path / "run"
+    changes = (*SHORT, "walk.options.share=0", f"walk.most_growth={growth}", "data.score=null")
+    run(load_recipe(str(recipe), changes), dataset, out, until="walk")
+    for sample in dataset.split("train"):
+        maps, walked = read_maps(out / "maps", sample), read_maps(out / "walk", sample)
+        still = with_own_background(maps)
+        assert walked.labels.tolist() == [0, *maps.labels]
+        assert np.array_equal(walked.maps[1:], still.maps[1:].astype(np.float16))
+        assert np.allclose(walked.maps[0], still.maps[0], atol=1e-3) == kept
 
 
 def test_a_change_of_the_walk_trains_nothing_anew(recipe: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
-from weakseg.ops.background import alpha_for, with_background
+from weakseg.ops.background import with_own_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
@@ -212,9 +212,7 @@ class IRNet(base.Refiner):
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
         if options.own_background:
-            labels = np.array([BACKGROUND, *maps.labels], np.int16)
-            scores = with_background(maps.maps.astype(np.float32), alpha_for(maps))
-            return walk(replace(maps, labels=labels, maps=scores), boundary, options)
+            return walk(with_own_background(maps), boundary, options)
         walked = relative_to_largest(walk(maps, boundary, options))
         return replace(walked, maps=np.minimum(walked.maps, 1))
 

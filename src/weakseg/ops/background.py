@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from weakseg.labels import BACKGROUND
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.otsu import histogram, otsu
 
@@ -42,6 +44,20 @@ def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[
     """
     background = (1 - maps.max(0, keepdims=True, initial=0)) ** np.float32(alpha)
     return np.concatenate([background, maps])
+
+
+def with_own_background(maps: ActivationMaps) -> ActivationMaps:
+    """Maps of an image with a background before them that is as strong as suits them (`alpha_for`); those that have one
+    as they are."""
+    if maps.has_background:
+        return maps
+    scores = with_background(maps.maps.astype(np.float32), alpha_for(maps))
+    return replace(maps, labels=np.array([BACKGROUND, *maps.labels], np.int16), maps=scores)
+
+
+def foreground_share(maps: ActivationMaps) -> float:
+    """The share of the cells of maps with a background where a class is above it."""
+    return float((maps.maps[1:].max(0, initial=0) > maps.maps[0]).mean())
 
 
 def alpha_for(maps: ActivationMaps, alpha: float | Literal["adaptive"] = "adaptive") -> float:

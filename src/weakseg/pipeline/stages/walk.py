@@ -13,6 +13,7 @@ from pydantic import Field
 from weakseg.data.dataset import Sample
 from weakseg.methods.base import Image
 from weakseg.ops.activation import ActivationMaps
+from weakseg.ops.background import foreground_share, with_own_background
 from weakseg.ops.instances import Instances
 from weakseg.pipeline.applying import Applying
 from weakseg.pipeline.context import Context, complete
@@ -62,10 +63,22 @@ class Walk(ByRefiner):
     title: ClassVar[str] = "walk"
     kind: Literal["walk"] = "walk"
     options_name: ClassVar[str] = "Options"
+    most_growth: float | None = Field(
+        default=None,
+        ge=1,
+        description="how many times as large the foreground of an image may get; an image where it gets larger keeps "
+        "its maps, with a background as strong as suits them. For refined maps that have a background; null: any size",
+    )
 
-    def result(self, network: Any, *given: Any) -> ActivationMaps:
-        walked: ActivationMaps = network.refine(*given)
-        return walked
+    def result(
+        self, network: Any, image: Image, maps: ActivationMaps, options: Any, device: torch.device
+    ) -> ActivationMaps:
+        walked: ActivationMaps = network.refine(image, maps, options, device)
+        if self.most_growth is None or not walked.has_background:
+            return walked
+        still = with_own_background(maps)
+        flooded = foreground_share(walked) > self.most_growth * foreground_share(still)
+        return still if flooded else walked
 
     result_path = staticmethod(map_path)
 
