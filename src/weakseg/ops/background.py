@@ -11,17 +11,17 @@ import numpy.typing as npt
 
 from weakseg.labels import BACKGROUND
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.otsu import histogram, otsu
+from weakseg.ops.entropy import entropy_threshold
+from weakseg.ops.otsu import histogram
 
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
 
 
 def own_threshold(maps: ActivationMaps) -> float | None:
-    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.otsu`); None where they
-    are one."""
-    parts = otsu(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
-    return None if parts is None else parts.threshold
+    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.entropy`); None where
+    they are one."""
+    return entropy_threshold(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
 
 
 def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:

@@ -52,6 +52,7 @@ class Partial(Stage):
     them is unlabelled on purpose), so tags add nothing to them."""
 
     leaves: ClassVar[str] = "partial"
+    version: ClassVar[int] = 2
     kind: Literal["partial"] = "partial"
     maps: Annotated[str | None, Reads("maps")] = Field(
         default=None, description="the stage that made activation maps, for tags and boxes; null: tags label nothing"

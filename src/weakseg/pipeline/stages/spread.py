@@ -27,6 +27,7 @@ FIELDS = {"labels": PARTIAL_LABELS, "regions": ImageField("ids")}
 class Spread(BySimilarity):
     """Classes of which the labels of an image show nothing get no score. Void pixels of the labels stay void."""
 
+    version: ClassVar[int] = 2
     kind: Literal["spread"] = "spread"
     options_name: ClassVar[str] = "SpreadOptions"
     maps: Annotated[str | None, Reads("maps")] = Field(
