@@ -12,16 +12,21 @@ import numpy.typing as npt
 from weakseg.labels import BACKGROUND
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.entropy import entropy_threshold
-from weakseg.ops.otsu import histogram
+from weakseg.ops.otsu import histogram, otsu
 
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
 
 
 def own_threshold(maps: ActivationMaps) -> float | None:
-    """Where the values of the best class of one image, cell by cell, fall into two parts (`ops.entropy`); None where
-    they are one."""
-    return entropy_threshold(histogram(maps.maps[maps.has_background :].max(0, initial=0)))
+    """Where the values of the best class of one image, cell by cell, fall into two parts; None where they are one.
+
+    It is half-way between Otsu's threshold (`ops.otsu`), which lies too low for small objects, and that of the largest
+    entropy (`ops.entropy`), which lies too high for flat maps.
+    """
+    counts = histogram(maps.maps[maps.has_background :].max(0, initial=0))
+    by_variance, by_entropy = otsu(counts), entropy_threshold(counts)
+    return None if by_variance is None or by_entropy is None else (by_variance.threshold + by_entropy) / 2
 
 
 def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:

@@ -74,7 +74,7 @@ class Masks(Stage):
     """A rule decides the label of every pixel; `options` and `inputs` are for rules that methods bring."""
 
     leaves: ClassVar[str] = "masks"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     kind: Literal["masks"] = "masks"
     maps: Annotated[str, Reads("maps")] = Field(description="the stage that made the maps")
     rule: str = Field(

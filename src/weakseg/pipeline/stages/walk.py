@@ -61,7 +61,7 @@ class Walk(ByRefiner):
 
     leaves: ClassVar[str] = "maps"
     title: ClassVar[str] = "walk"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Literal["walk"] = "walk"
     options_name: ClassVar[str] = "Options"
     most_growth: float | None = Field(
