@@ -26,7 +26,7 @@ from weakseg.report.trust import judged
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trust")
     data = write_tiny_voc(folder / "data", val=0)
-    changes = [*TINY, "masks.crf=null", "segment=null"]
+    changes = [*TINY, "masks.threshold=0.4", "masks.crf=null", "segment=null"]
     run(load_recipe("toy-cam", changes), open_dataset(data), folder / "run", lambda line: None)
     return folder / "run"
 

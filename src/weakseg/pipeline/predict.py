@@ -28,8 +28,7 @@ from weakseg.pipeline.inference import (
     require_images_only,
 )
 from weakseg.pipeline.run import DATA_NAME, RECIPE_NAME, recipe_of
-from weakseg.pipeline.stage import MODEL_FOLDER
-from weakseg.pipeline.stages.masks import THRESHOLD_NAME
+from weakseg.pipeline.stage import MODEL_FOLDER, THRESHOLD_NAME
 from weakseg.progress import Progress
 from weakseg.report.folder import RunFolder
 from weakseg.settings import validate

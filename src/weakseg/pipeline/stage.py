@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from weakseg.report.markup import Markup
 
 MODEL_FOLDER = "model"
+THRESHOLD_NAME = "threshold.json"
+"""Where a stage of masks says what score its background has."""
 
 
 @dataclass(frozen=True, init=False)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from weakseg.data.cooccurrence import share_with_other
 from weakseg.files import read_json, read_json_lines, write_text
 from weakseg.pipeline.run import RECIPE_NAME
-from weakseg.pipeline.stages.masks import THRESHOLD_NAME
+from weakseg.pipeline.stage import THRESHOLD_NAME
 from weakseg.report.folder import PART_TITLES, RunFolder
 from weakseg.report.gallery import links_to, write_gallery
 from weakseg.report.markup import Heat, Markup, Share, duration, element, fact, note, page, plot, table

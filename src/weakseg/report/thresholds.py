@@ -15,8 +15,8 @@ from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.background import UNDIVIDED, own_threshold
 from weakseg.pipeline.inference import LabelArray
+from weakseg.pipeline.stage import THRESHOLD_NAME
 from weakseg.pipeline.stages.maps import read_maps
-from weakseg.pipeline.stages.masks import THRESHOLD_NAME
 from weakseg.report import pictures
 from weakseg.report.figures import Shown, strip
 from weakseg.report.markup import Markup, element, note

@@ -38,7 +38,7 @@ from weakseg.pipeline.inference import (
 )
 from weakseg.pipeline.learning import check_inputs, stage_readers
 from weakseg.pipeline.measures import measure_curve
-from weakseg.pipeline.stage import Reads, Stage
+from weakseg.pipeline.stage import THRESHOLD_NAME, Reads, Stage
 from weakseg.pipeline.stages.maps import read_maps
 from weakseg.pipeline.trust import TRUST_NAME, write_trust
 from weakseg.progress import Progress
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 TRIED, HALVINGS = 48, 4
 """So many images tell how far a CRF may reach, and it is halved so often at most."""
-THRESHOLD_NAME = "threshold.json"
 RULES = ("auto", "threshold", "own background")
 
 TRIED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
