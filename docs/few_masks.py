@@ -17,7 +17,7 @@ import torch
 
 from weakseg.data.dataset import Sample
 from weakseg.data.images import read_image
-from weakseg.ops.background import adaptive_threshold, against_background, own_threshold
+from weakseg.ops.background import adaptive_threshold, against_background, own_threshold, usual_threshold
 from weakseg.ops.bootstrap import gain_interval, mean_iou
 from weakseg.ops.confusion import Confusion
 from weakseg.ops.crf_parameters import PARAMETERS
@@ -41,8 +41,7 @@ def confusions(root: Path, images: int) -> Counts:
     """The confusions (images, candidates, C + 1, C + 1) of all candidates on images that are drawn."""
     classes, parts = RunFolder.read(root).open_data()
     samples = [sample for sample in parts["train"].values() if sample.mask is not None]
-    known = [own for s in samples if (own := own_threshold(read_maps(root / "maps", s))) is not None]
-    usual = float(np.mean(known))
+    usual = usual_threshold(own_threshold(read_maps(root / "maps", sample)) for sample in samples)
     drawn = [samples[place] for place in sorted(np.random.default_rng(0).permutation(len(samples))[:images])]
 
     def count(sample: Sample) -> Counts:

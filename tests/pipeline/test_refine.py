@@ -33,7 +33,6 @@ from torch import nn
 
 from weakseg.methods import base
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import with_own_background
 from weakseg.ops.fields import ImageField
 
 

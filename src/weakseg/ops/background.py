@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -27,6 +28,13 @@ def own_threshold(maps: ActivationMaps) -> float | None:
     counts = histogram(maps.maps[maps.has_background :].max(0, initial=0))
     by_variance, by_entropy = otsu(counts), entropy_threshold(counts)
     return None if by_variance is None or by_entropy is None else (by_variance.threshold + by_entropy) / 2
+
+
+def usual_threshold(own: Iterable[float | None]) -> float | None:
+    """The mean of the images' own thresholds, whatever their order: what images that say little fall back on. None
+    where no image has one."""
+    known = sorted(threshold for threshold in own if threshold is not None)
+    return float(np.mean(known)) if known else None
 
 
 def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:

@@ -63,18 +63,33 @@ def _loaded(path: Path) -> Model:
     if not isinstance(network, Localiser) or root is None:
         return model
     run, name = RunFolder.read(root), stage.relative_to(root).as_posix()
-    maps = {made: settings for made, settings in run.of_kind("maps").items() if settings["localiser"] == name}
+    decision = _decision(run, name) if name in run.manifests else None
+    if decision is None:
+        return model
+    maps, decided = decision
+    made = run.stages[maps]
+    told = {**network.options.model_dump(), **made.get("options", {})}
+    network.options = validate(type(network).Options, told, f"{root / RECIPE_NAME}: {maps}")
+    inference = {**model.inference, "scales": made["scales"], "threshold": decided["threshold"]}
+    return replace(model, inference=inference, usual_threshold=decided.get("usual"))
+
+
+def _decision(run: RunFolder, localiser: str) -> tuple[str, dict[str, Any]] | None:
+    """The maps of a localiser that a run's first masks were made from, and how their background was decided; None where
+    there are no such masks, or `predict` cannot make such maps."""
+    # Other styles are normalised in a way that `predict` does not know, and have other thresholds.
+    maps = [
+        name
+        for name, settings in run.of_kind("maps").items()
+        if settings["localiser"] == localiser and settings["style"] == "irnet"
+    ]
     for masks, settings in run.of_kind("masks").items():
-        made = maps.get(settings["maps"])
-        # Other styles are normalised in a way that `predict` does not know, and have other thresholds.
-        if name in run.manifests and made and made["style"] == "irnet" and (root / masks / THRESHOLD_NAME).is_file():
-            decided = read_json(root / masks / THRESHOLD_NAME)
+        path = run.root / masks / THRESHOLD_NAME
+        if settings["maps"] in maps and path.is_file():
+            decided = read_json(path)
             if decided["threshold"] is not None:
-                told = {**network.options.model_dump(), **made.get("options", {})}
-                network.options = validate(type(network).Options, told, f"{root / RECIPE_NAME}: {settings['maps']}")
-                inference = {**model.inference, "scales": made["scales"], "threshold": decided["threshold"]}
-                return replace(model, inference=inference, usual_threshold=decided.get("usual"))
-    return model
+                return settings["maps"], decided
+    return None
 
 
 def _checked(model: Model, path: Path) -> Model:

@@ -13,7 +13,7 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_json
 from weakseg.labels import Classes, label_array
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import UNDIVIDED, own_threshold
+from weakseg.ops.background import UNDIVIDED, own_threshold, usual_threshold
 from weakseg.pipeline.inference import LabelArray
 from weakseg.pipeline.stage import THRESHOLD_NAME
 from weakseg.pipeline.stages.maps import read_maps
@@ -65,8 +65,8 @@ def _usual(decided: Mapping[str, Any], maps: Sequence[ActivationMaps]) -> float:
     """What is usual in the training images, or in those shown: runs of earlier versions did not write it down."""
     if decided.get("usual") is not None:
         return float(decided["usual"])
-    known = [own for of_image in maps if (own := own_threshold(of_image)) is not None]
-    return float(np.mean(known)) if known else UNDIVIDED
+    shown = usual_threshold(map(own_threshold, maps))
+    return UNDIVIDED if shown is None else shown
 
 
 def _levels(used: float) -> list[float]:

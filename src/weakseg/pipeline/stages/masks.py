@@ -23,7 +23,7 @@ from weakseg.files import read_json, write_json
 from weakseg.labels import BACKGROUND, label_array
 from weakseg.methods.base import Image, MaskRule, absolute, find_method, version_of
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import adaptive_threshold, against_background, own_threshold
+from weakseg.ops.background import adaptive_threshold, against_background, own_threshold, usual_threshold
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters, known_parameters
 from weakseg.ops.enlarge import enlarge_label_map
 from weakseg.pipeline import stamps
@@ -316,14 +316,13 @@ def write_overlays(context: Context, folder: Path) -> None:
 
 
 def _usual_threshold(context: Context, source: Path) -> float | None:
-    """The mean of the training images' own thresholds: what they fall back on where they say little."""
+    """The usual threshold of the training images of all processes."""
     mine, found = parallel.share(context.train), []
     with Progress("thresholds of the images", len(mine)) as progress:
         for own in threaded(lambda sample: own_threshold(read_maps(source, sample)), mine):
             found.append(own)
             progress.advance()
-    known = sorted(own for part in parallel.gather(found) for own in part if own is not None)
-    return float(np.mean(known)) if known else None
+    return usual_threshold(own for part in parallel.gather(found) for own in part)
 
 
 def _scores(
