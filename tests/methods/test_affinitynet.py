@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from weakseg.methods.affinitynet import (
     affinity_losses,
     pair_affinities,
     pairs,
+    view_labels,
 )
 from weakseg.methods.base import means
 from weakseg.models.registry import BackboneSettings
@@ -135,6 +138,18 @@ def test_evidence_leaves_out_what_the_two_crfs_doubt() -> None:
     assert learned["image"].shape == (3, 96, 96)
     assert learned["labels"].shape == (12, 12)
     assert set(np.unique(learned["labels"])) >= {0, VOID}
+
+
+@pytest.mark.parametrize("largest", [0.2, 0.5, 1.0])
+def test_evidence_suits_how_strong_maps_are(largest: float) -> None:
+    image, maps = halves()
+    halved = np.zeros((1, 12, 24), np.float32)
+    halved[:, :, :12] = largest
+    maps = replace(maps, maps=halved)
+    evidence = AffinityNet.evidence(network(low_alpha="adaptive", high_alpha="adaptive").settings, image, maps)
+    labels = view_labels(evidence["low"].astype(np.float32), evidence["high"].astype(np.float32), 8)
+    assert (labels[:, :5] == 1).all()
+    assert (labels[:, 7:] == 0).all()
 
 
 def test_without_classes_all_is_background() -> None:

@@ -195,6 +195,23 @@ def test_labels_are_things_background_and_void() -> None:
     assert (labels[5:-5, 44:58] == 2).all()
 
 
+@pytest.mark.parametrize("values", [(0.0, 0.1, 0.2), (0.1, 0.4, 0.9), (0.3, 0.6, 1.0)])
+def test_evidence_suits_how_strong_maps_are(values: tuple[float, float, float]) -> None:
+    """A tenth of the image lies between object and background."""
+    image = np.full((40, 60, 3), 100, np.uint8)
+    image[:, 27:33], image[:, 33:] = (250, 30, 30), (30, 30, 250)
+    maps = maps_of([2], (40, 60), 0.0, stride=1)
+    maps.maps[:, :, :27], maps.maps[:, :, 27:33], maps.maps[:, :, 33:] = values
+    settings = IRNet.Settings(
+        foreground_threshold="adaptive",
+        background_threshold="adaptive",
+        **small().settings.model_dump(include={"backbone"}),
+    )
+    labels = IRNet.evidence(settings, image, maps)["labels"]
+    assert (labels[5:-5, 2:25] == 0).all()
+    assert (labels[5:-5, 35:58] == 2).all()
+
+
 def test_a_training_sample_has_a_label_for_every_cell() -> None:
     labels = np.random.default_rng(0).integers(0, 3, (40, 60), dtype=np.uint8)
     settings, augmentation = small().settings, Augmentation(crop=50, mirror=False)

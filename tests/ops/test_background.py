@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import alpha_for, with_background
+from weakseg.ops.background import alpha_for, threshold_of, with_background
 
 
 def maps_of(values: np.ndarray) -> ActivationMaps:
@@ -25,3 +27,18 @@ def test_the_background_wins_the_lower_of_two_parts_however_strong_the_maps_are(
 def test_maps_of_one_value_have_an_alpha(value: float) -> None:
     assert alpha_for(maps_of(np.full((4, 5), value, np.float32))) == 1
     assert alpha_for(ActivationMaps(np.zeros(0, np.int16), np.zeros((0, 4, 5), np.float16), (4, 5), 1)) == 1
+
+
+@given(st.floats(1e-3, 1e3))
+def test_a_class_is_as_strong_as_the_background_at_its_threshold(alpha: float) -> None:
+    threshold = threshold_of(alpha)
+    assert (1 - threshold) ** alpha == pytest.approx(threshold, rel=1e-9)
+
+
+def test_more_of_the_power_that_suits_an_image_is_a_weaker_background() -> None:
+    values = np.full((8, 8), 0.1, np.float32)
+    values[2:5, 3:7] = 0.7
+    maps = maps_of(values)
+    thresholds = [threshold_of(alpha_for(maps, factor=factor)) for factor in (0.5, 1, 4)]
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert alpha_for(maps, 3.0, factor=0.5) == 3, "a number is taken as it is"

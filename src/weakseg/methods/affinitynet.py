@@ -45,7 +45,7 @@ from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.background import alpha_for, with_background
+from weakseg.ops.background import SURELY_BACKGROUND, SURELY_FOREGROUND, alpha_for, with_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
@@ -56,6 +56,9 @@ from weakseg.ops.randomwalk import lopsided_affinities, raised_beta, random_walk
 WIDTHS = (64, 128, 256)
 CHANNELS_PER_GROUP = 8
 EPSILON = 1e-5
+
+Alpha = Annotated[float, Field(gt=0)] | Literal["adaptive"]
+"""The power of a background; adaptive: as suits each image's maps."""
 
 
 class AffinityNet(base.Refiner):
@@ -79,8 +82,8 @@ class AffinityNet(base.Refiner):
             default=(3, 4, 5), min_length=3, max_length=3, description="the stages (1 … 5) that are looked at"
         )
         group_norm: bool = Field(default=False, description="normalise the features of the stages, as for VGG-16")
-        low_alpha: float = Field(default=4.0, gt=0, description="of the strong background: the rest is surely a thing")
-        high_alpha: float = Field(default=32.0, gt=0, description="of the weak background, which surely is background")
+        low_alpha: Alpha = Field(default=4.0, description="of the strong background: the rest is surely a thing")
+        high_alpha: Alpha = Field(default=32.0, description="of the weak background, which surely is background")
         crf: Annotated[str, AfterValidator(known_parameters)] = Field(
             default="affinitynet", description="the set of CRF parameters that makes labels of the maps"
         )
@@ -94,7 +97,7 @@ class AffinityNet(base.Refiner):
     class Options(base.Settings):
         """How the maps walk. Defaults are those of the paper's program."""
 
-        alpha: Annotated[float, Field(gt=0)] | Literal["adaptive"] = Field(
+        alpha: Alpha = Field(
             default=16.0, description="of the background's score; adaptive: found in each image's maps"
         )
         beta: float = Field(default=8.0, gt=0, description="power of the affinities: large keeps to the surest paths")
@@ -159,10 +162,11 @@ class AffinityNet(base.Refiner):
     def evidence(settings: Settings, image: base.Image, maps: ActivationMaps) -> dict[str, npt.NDArray[Any]]:
         """The marginals `low` and `high` (1 + K, H, W) float16 of the dense CRFs with strong and weak background."""
         classes = maps.upsampled()
-        unaries = [
-            unary_from_probabilities(with_background(classes, alpha))
-            for alpha in (settings.low_alpha, settings.high_alpha)
-        ]
+        alphas = (
+            alpha_for(maps, settings.low_alpha, SURELY_FOREGROUND),
+            alpha_for(maps, settings.high_alpha, SURELY_BACKGROUND),
+        )
+        unaries = [unary_from_probabilities(with_background(classes, alpha)) for alpha in alphas]
         low, high = dense_crf(image, unaries, PARAMETERS[settings.crf])
         return {"low": low.astype(np.float16), "high": high.astype(np.float16)}
 

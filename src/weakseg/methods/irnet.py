@@ -47,7 +47,7 @@ from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
-from weakseg.ops.background import with_own_background
+from weakseg.ops.background import SURELY_BACKGROUND, SURELY_FOREGROUND, alpha_for, threshold_of, with_own_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
@@ -66,6 +66,9 @@ CERTAINTY = 0.7
 """Probability of the label that a threshold gives, before the dense CRF."""
 
 CANVAS_MULTIPLE = 16
+
+Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["adaptive"]
+"""A background's score; adaptive: as suits each image's maps."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +92,8 @@ class IRNet(base.Refiner):
             description="the network whose features are used",
         )
         radius: int = Field(default=10, ge=2, description="two pixels that are fewer cells apart are a pair")
-        foreground_threshold: float = Field(default=0.30, ge=0, le=1, description="above it is surely a thing")
-        background_threshold: float = Field(default=0.05, ge=0, le=1, description="below it is surely background")
+        foreground_threshold: Threshold = Field(default=0.30, description="above it is surely a thing")
+        background_threshold: Threshold = Field(default=0.05, description="below it is surely background")
         crf: Annotated[str, AfterValidator(known_parameters)] = Field(
             default="irnet", description="the set of CRF parameters that makes labels of the maps"
         )
@@ -189,7 +192,10 @@ class IRNet(base.Refiner):
     @staticmethod
     def evidence(settings: Settings, image: base.Image, maps: ActivationMaps) -> dict[str, npt.NDArray[Any]]:
         """`labels` (H, W) uint8: what is surely a thing, surely background, or neither (void)."""
-        thresholds = (settings.foreground_threshold, settings.background_threshold)
+        thresholds = (
+            evidence_threshold(maps, settings.foreground_threshold, SURELY_FOREGROUND),
+            evidence_threshold(maps, settings.background_threshold, SURELY_BACKGROUND),
+        )
         things, not_background = confident_labels(image, maps.upsampled(), thresholds, settings.crf)
         labels = label_array([BACKGROUND, *maps.labels])
         return {"labels": combined_labels(labels[things], labels[not_background])}
@@ -266,6 +272,11 @@ class IRNet(base.Refiner):
         )
         batch = torch.from_numpy(np.stack([normalise_image(image) for image in images]))
         return F.pad(batch, (0, columns - width, 0, rows - height)).to(device)
+
+
+def evidence_threshold(maps: ActivationMaps, threshold: float | Literal["adaptive"], factor: float) -> float:
+    """`threshold`, or where a background `factor` times the power that suits the image is as strong as the classes."""
+    return threshold_of(alpha_for(maps, factor=factor)) if threshold == "adaptive" else threshold
 
 
 @cache
