@@ -47,7 +47,14 @@ from weakseg.methods import base
 from weakseg.models.originals import irnet_backbone_name, rename_copies
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image, resize_image
-from weakseg.ops.background import SURELY_BACKGROUND, SURELY_FOREGROUND, alpha_for, threshold_of, with_own_background
+from weakseg.ops.background import (
+    SURELY_BACKGROUND,
+    SURELY_FOREGROUND,
+    alpha_for,
+    on_constant_background,
+    threshold_of,
+    with_background,
+)
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_labels
 from weakseg.ops.densecrf import dense_crf
@@ -218,7 +225,7 @@ class IRNet(base.Refiner):
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
         if options.own_background:
-            return walk(with_own_background(maps), boundary, options)
+            return walk_with_background(maps, boundary, options)
         walked = relative_to_largest(walk(maps, boundary, options))
         return replace(walked, maps=np.minimum(walked.maps, 1))
 
@@ -436,6 +443,17 @@ def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> 
         start, boundary, radius=options.radius, beta=options.beta, steps=steps, restart=options.restart
     )
     return ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, maps.stride)
+
+
+def walk_with_background(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> ActivationMaps:
+    """The walk with a background among the walkers: the maps' own, or one that suits them, which is constant after it
+    (`on_constant_background`)."""
+    if maps.has_background:
+        return walk(maps, boundary, options)
+    alpha, labels = alpha_for(maps), np.array([BACKGROUND, *maps.labels], np.int16)
+    scores = with_background(maps.maps.astype(np.float32), alpha)
+    walked = walk(ActivationMaps(labels, scores, maps.size, maps.stride), boundary, options)
+    return replace(walked, maps=on_constant_background(walked.maps, alpha))
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:

@@ -61,7 +61,7 @@ class Walk(ByRefiner):
 
     leaves: ClassVar[str] = "maps"
     title: ClassVar[str] = "walk"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     kind: Literal["walk"] = "walk"
     options_name: ClassVar[str] = "Options"
     most_growth: float | None = Field(
