@@ -18,7 +18,9 @@ from weakseg.methods.icd import (
     BottomUp,
     ICDSeeds,
     Membership,
+    Outputs,
     adaptively_bounded,
+    both_branches,
     bottom_up_scores,
     normalised_target,
     refined,
@@ -188,11 +190,22 @@ def test_options_choose_the_map_and_its_sign() -> None:
     torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], outputs.cam)
     network.options = ICD.Options(align_corners=True)
     torch.testing.assert_close(network.activation_maps({"image": images}), F.relu(signed))
-    network.options = ICD.Options(maps="joint", align_corners=True)
-    cam, positive = F.relu(outputs.cam), F.relu(outputs.logits)
-    above = F.relu(positive - torch.quantile(positive.flatten(2), 0.5, dim=2, interpolation="lower")[..., None, None])
-    expected = sum(scores / scores.amax((2, 3), keepdim=True) for scores in (cam, above)) / 2
-    torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], expected)
+    network.options = ICD.Options(maps="both", align_corners=True)
+    torch.testing.assert_close(network.activation_maps({"image": images})[..., ::8, ::8], both_branches(outputs))
+
+
+def test_both_branches_make_the_map_unless_the_score_is_wide() -> None:
+    cam = torch.tensor([[-1.0, 0.0, 1.0, 4.0, 2.0]])
+    narrow, wide = torch.tensor([[-3.0, 0.0, 1.0, 5.0, 3.0]]), torch.tensor([[0.0, 6.0, 9.0, 7.0, 10.0]])
+    outputs = Outputs(torch.stack([cam, cam])[None], torch.zeros(1, 1, 1, 5), torch.stack([narrow, wide])[None])
+    mean, alone = both_branches(outputs)[0, :, 0]
+    torch.testing.assert_close(mean, torch.tensor([0.0, 0.0, 0.125, 1.0, 0.5]))
+    torch.testing.assert_close(alone, torch.tensor([0.0, 0.0, 0.25, 1.0, 0.5]))
+
+
+def test_scores_that_are_nowhere_positive_make_no_map() -> None:
+    nothing = -torch.ones(1, 2, 3, 3)
+    assert not both_branches(Outputs(nothing, nothing, nothing)).any()
 
 
 # Bottom up ------------------------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ SELDOM = 0.1
 """Part of the images of a class: if fewer show it alone, there are too few to learn its direction from."""
 SURE = 0.2
 """A place whose |t| is smaller is no target."""
+WIDE = 0.5
+"""Part of the largest score; a median above it is that of a score without an object."""
 LEAST_SALIENT = 0.01
 """Part of an image; a saliency map that shows less is empty."""
 
@@ -106,13 +108,13 @@ class ICD(base.Localiser):
         warmup: float = Field(default=0.1, ge=0, le=1, description="part of the training in which ω rises to 1")
 
     class Options(base.Settings):
-        """Which maps are made: the `icd` score td, `cam`, or `joint`, the mean of CAM and of what the score has above
-        its median over what the network sees, each over its largest value; by default without negative values."""
+        """Which maps are made: the `icd` score td, `cam`, or `both` (`both_branches`); by default without negative
+        values."""
 
-        maps: Literal["icd", "cam", "joint"] = Field(
+        maps: Literal["icd", "cam", "both"] = Field(
             default="icd",
-            description="which branch's scores are the maps; joint: the mean of CAM and of what ICD's score has above "
-            "its median, without negative values",
+            description="which branch's scores are the maps; both: the mean of CAM and of what ICD's score has above "
+            "its median, or CAM alone where the score is wide",
         )
         signed: bool = Field(default=False, description="keep negative values, for maps of the style raw")
         canvas: int = Field(default=1, ge=1, description="least height and width of what the network sees, pixels")
@@ -268,12 +270,8 @@ class ICD(base.Localiser):
     def low_resolution_maps(self, images: Tensor) -> Tensor:
         """The maps that `options` choose, (N, C, h, w) of any sign."""
         outputs = self.outputs(images)
-        if self.options.maps == "joint":
-            # The score is positive on much of what is around the objects, on plain ground nearly everywhere.
-            score = outputs.logits.clamp(min=0)
-            median = score.flatten(2).median(2).values[..., None, None]
-            both = (outputs.cam.clamp(min=0), (score - median).clamp(min=0))
-            return torch.stack([maps / maps.amax((2, 3), keepdim=True).clamp(min=EPSILON) for maps in both]).mean(0)
+        if self.options.maps == "both":
+            return both_branches(outputs)
         return outputs.logits if self.options.maps == "icd" else outputs.cam
 
     def on_canvas(self, images: Tensor) -> Tensor:
@@ -293,6 +291,23 @@ class ICD(base.Localiser):
         """Weights and biases of old layers, and of new ones at `head_lr_factor` times the rate; biases do not decay."""
         factor = self.settings.head_lr_factor
         return four_groups(self.named_parameters(), self.new_layers, lr, new_factor=factor, bias_factor=1)
+
+
+def both_branches(outputs: Outputs) -> Tensor:
+    """The mean of CAM and of what ICD's score has above its median in the image, each over its largest value and
+    without negative ones, (N, C, h, w).
+
+    The score is positive on much of what lies around objects, hence the median. Where that is more than `WIDE` of the
+    largest value, the score is high on most of the image and tells no object from its background: CAM alone.
+    """
+    cam, score = _over_largest(outputs.cam), _over_largest(outputs.logits)
+    median = score.flatten(2).median(2).values[..., None, None]
+    return torch.where(median > WIDE, cam, (cam + _over_largest(score - median)) / 2)
+
+
+def _over_largest(maps: Tensor) -> Tensor:
+    positive = maps.clamp(min=0)
+    return positive / positive.amax((2, 3), keepdim=True).clamp(min=EPSILON)
 
 
 def _exact(values: Tensor) -> Tensor:
