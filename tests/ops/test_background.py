@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import against_background, alpha_for, on_constant_background, threshold_of, with_background
+from weakseg.ops.background import alpha_for, threshold_of, with_background
 
 
 def maps_of(values: np.ndarray) -> ActivationMaps:
@@ -42,27 +42,3 @@ def test_more_of_the_power_that_suits_an_image_is_a_weaker_background() -> None:
     thresholds = [threshold_of(alpha_for(maps, factor=factor)) for factor in (0.5, 1, 4)]
     assert thresholds == sorted(thresholds, reverse=True)
     assert alpha_for(maps, 3.0, factor=0.5) == 3, "a number is taken as it is"
-
-
-@given(st.floats(0.2, 8), st.integers(0, 999))
-def test_a_constant_background_undoes_one_that_falls_with_the_classes(alpha: float, seed: int) -> None:
-    maps = np.random.default_rng(seed).random((3, 4, 5)).astype(np.float32) * np.float32(0.9)
-    found = on_constant_background(with_background(maps, alpha), alpha)
-    expected = against_background(maps, threshold_of(alpha))
-    one_class = maps.argmax(0) == np.arange(3)[:, None, None]
-    np.testing.assert_allclose(found[0], expected[0])
-    np.testing.assert_allclose(found[1:][one_class], expected[1:][one_class], atol=1e-4)
-
-
-@given(st.floats(0.2, 8), st.integers(0, 999))
-def test_a_constant_background_leaves_the_best_class(alpha: float, seed: int) -> None:
-    scores = np.random.default_rng(seed).random((3, 4, 5)).astype(np.float32)
-    scores[0] = scores[0].clip(0.01)
-    found = on_constant_background(scores, alpha)
-    np.testing.assert_array_equal(found.argmax(0), scores.argmax(0))
-    assert (found >= 0).all()
-    assert (found <= 1).all()
-
-
-def test_without_classes_there_is_the_background_alone() -> None:
-    assert on_constant_background(np.ones((1, 2, 3), np.float32), 1).tolist() == [[[0.5] * 3] * 2]

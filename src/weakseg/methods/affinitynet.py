@@ -49,7 +49,6 @@ from weakseg.ops.background import (
     SURELY_BACKGROUND,
     SURELY_FOREGROUND,
     alpha_for,
-    on_constant_background,
     with_background,
 )
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
@@ -194,8 +193,7 @@ class AffinityNet(base.Refiner):
 
     @torch.no_grad()
     def refine(self, image: base.Image, maps: ActivationMaps, options: Options, device: torch.device) -> ActivationMaps:
-        """The maps, with a background before them, after 2^t steps of the walk; at the stride of the affinities. An
-        adaptive background is constant after it (`on_constant_background`)."""
+        """The maps, with a background before them, after 2^t steps of the walk; at the stride of the affinities."""
         stride = self.settings.stride
         alpha = alpha_for(maps, options.alpha)
         scores = torch.from_numpy(with_background(maps.upsampled(), alpha)).to(device)
@@ -213,10 +211,8 @@ class AffinityNet(base.Refiner):
             steps=2**options.log2_steps,
             restart=options.restart,
         )
-        labels, found = np.array([BACKGROUND, *maps.labels], np.int16), walked.clamp(0, 1).cpu().numpy()
-        if options.alpha == "adaptive":
-            found = on_constant_background(found, alpha)
-        return ActivationMaps(labels, found, maps.size, stride)
+        labels = np.array([BACKGROUND, *maps.labels], np.int16)
+        return ActivationMaps(labels, walked.clamp(0, 1).cpu().numpy(), maps.size, stride)
 
     def affinities(self, image: Tensor, all_pairs: bool = False) -> tuple[Tensor, int]:
         """One normalised image (3, H, W) to the affinities of its pairs (P, h, w), as `random_walk` takes them, and

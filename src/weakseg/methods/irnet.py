@@ -51,7 +51,6 @@ from weakseg.ops.background import (
     SURELY_BACKGROUND,
     SURELY_FOREGROUND,
     alpha_for,
-    on_constant_background,
     threshold_of,
     with_background,
 )
@@ -446,14 +445,11 @@ def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> 
 
 
 def walk_with_background(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> ActivationMaps:
-    """The walk with a background among the walkers: the maps' own, or one that suits them, which is constant after it
-    (`on_constant_background`)."""
-    if maps.has_background:
-        return walk(maps, boundary, options)
-    alpha, labels = alpha_for(maps), np.array([BACKGROUND, *maps.labels], np.int16)
-    scores = with_background(maps.maps.astype(np.float32), alpha)
-    walked = walk(ActivationMaps(labels, scores, maps.size, maps.stride), boundary, options)
-    return replace(walked, maps=on_constant_background(walked.maps, alpha))
+    """The walk with a background among the walkers: the maps' own, or one as strong as suits them."""
+    if not maps.has_background:
+        scores = with_background(maps.maps.astype(np.float32), alpha_for(maps))
+        maps = replace(maps, labels=np.array([BACKGROUND, *maps.labels], np.int16), maps=scores)
+    return walk(maps, boundary, options)
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,6 @@ from weakseg.ops.otsu import histogram, otsu
 
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
-
-TINY = 1e-9
-"""Of a background that has been walked away."""
-
-HALVINGS = 40
 
 SURELY_FOREGROUND, SURELY_BACKGROUND = 0.5, 4.0
 """Factors of the power that suits an image (`alpha_for`): what wins against the background of the first is surely an
@@ -70,7 +65,7 @@ def with_background(maps: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[
 
 def with_own_background(maps: ActivationMaps) -> ActivationMaps:
     """Maps of an image with a constant background before them, its `adaptive_threshold`; those that have one as they
-    are."""
+    are. A dense CRF mends more of them than of maps `with_background` (docs/experiments/refiners.md)."""
     if maps.has_background:
         return maps
     scores = against_background(maps.maps.astype(np.float32), adaptive_threshold(maps))
@@ -93,25 +88,7 @@ def alpha_for(maps: ActivationMaps, alpha: float | Literal["adaptive"] = "adapti
 
 def threshold_of(alpha: float) -> float:
     """The value t of a class that is as strong as the background of `alpha`, (1 - t)^alpha = t."""
-    return float(_value_of(np.ones(()), alpha))
-
-
-def on_constant_background(scores: npt.NDArray[np.float32], alpha: float) -> npt.NDArray[np.float32]:
-    """Scores (1 + K, H, W), the background's first, with a constant background and the same best class everywhere.
-
-    A class r times as strong as its background gets the value v with v / (1 - v)^alpha = r, so that this undoes
-    `with_background`. A dense CRF takes scores for probabilities: with a background that falls where a class rises they
-    are twice as sure, and the CRF, whose parameters were found with a constant one, mends less.
-    """
-    values = _value_of(scores[1:] / scores[:1].clip(TINY), alpha)
-    return against_background(values.astype(np.float32), threshold_of(alpha))
-
-
-def _value_of(ratio: npt.NDArray[Any], alpha: float) -> npt.NDArray[np.float64]:
-    """The v in [0, 1] with v = ratio · (1 - v)^alpha, by halving."""
-    low, high = np.zeros(ratio.shape), np.ones(ratio.shape)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        below = middle < ratio * (1 - middle) ** alpha
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return (low + high) / 2
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if (1 - middle) ** alpha > middle else (low, middle)
+    return middle
