@@ -45,12 +45,7 @@ from weakseg.methods import base
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.ops.activation import ActivationMaps, normalise_image
-from weakseg.ops.background import (
-    SURELY_BACKGROUND,
-    SURELY_FOREGROUND,
-    alpha_for,
-    with_background,
-)
+from weakseg.ops.background import SURELY_BACKGROUND, SURELY_FOREGROUND, alpha_for, with_background
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf

@@ -306,6 +306,7 @@ def both_branches(outputs: Outputs) -> Tensor:
 
 
 def _over_largest(maps: Tensor) -> Tensor:
+    """What is positive in maps (N, C, h, w), over the largest value of each image and class."""
     positive = maps.clamp(min=0)
     return positive / positive.amax((2, 3), keepdim=True).clamp(min=EPSILON)
 
@@ -458,9 +459,7 @@ def refined(scores: Tensor, tags: Tensor, superpixels: Tensor) -> Tensor:
 
 def normalised_target(scores: Tensor) -> Tensor:
     """t (N, C, h, w) in [-1, 1] of r: positive and negative values over the largest of each image and class."""
-    positive, negative = F.relu(scores), F.relu(-scores)
-    highest, lowest = (part.amax((2, 3), keepdim=True).clamp(min=EPSILON) for part in (positive, negative))
-    return positive / highest - negative / lowest
+    return _over_largest(scores) - _over_largest(-scores)
 
 
 def top_down_loss(logits: Tensor, refined_scores: Tensor, tags: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ from weakseg.ops.background import (
     SURELY_FOREGROUND,
     alpha_for,
     threshold_of,
-    with_background,
+    with_falling_background,
 )
 from weakseg.ops.crf_parameters import PARAMETERS, known_parameters
 from weakseg.ops.crf_unary import unary_from_labels
@@ -224,7 +224,7 @@ class IRNet(base.Refiner):
         maps = in_finer_cells(maps, options.enlargement)
         boundary = self.boundary_map(image, device, options.enlargement)
         if options.own_background:
-            return walk_with_background(maps, boundary, options)
+            return walk(with_falling_background(maps), boundary, options)
         walked = relative_to_largest(walk(maps, boundary, options))
         return replace(walked, maps=np.minimum(walked.maps, 1))
 
@@ -442,14 +442,6 @@ def walk(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> 
         start, boundary, radius=options.radius, beta=options.beta, steps=steps, restart=options.restart
     )
     return ActivationMaps(maps.labels, walked.cpu().numpy(), maps.size, maps.stride)
-
-
-def walk_with_background(maps: ActivationMaps, boundary: Tensor, options: IRNet.WalkOptions) -> ActivationMaps:
-    """The walk with a background among the walkers: the maps' own, or one as strong as suits them."""
-    if not maps.has_background:
-        scores = with_background(maps.maps.astype(np.float32), alpha_for(maps))
-        maps = replace(maps, labels=np.array([BACKGROUND, *maps.labels], np.int16), maps=scores)
-    return walk(maps, boundary, options)
 
 
 def relative_to_largest(maps: ActivationMaps) -> ActivationMaps:

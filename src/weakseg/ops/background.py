@@ -68,7 +68,19 @@ def with_own_background(maps: ActivationMaps) -> ActivationMaps:
     are. A dense CRF mends more of them than of maps `with_background` (docs/experiments/refiners.md)."""
     if maps.has_background:
         return maps
-    scores = against_background(maps.maps.astype(np.float32), adaptive_threshold(maps))
+    return _preceded(maps, against_background(maps.maps.astype(np.float32), adaptive_threshold(maps)))
+
+
+def with_falling_background(maps: ActivationMaps) -> ActivationMaps:
+    """Maps of an image with the background of `with_background` before them that is as strong as suits them
+    (`alpha_for`), so that it falls where a class rises; those that have one as they are."""
+    if maps.has_background:
+        return maps
+    return _preceded(maps, with_background(maps.maps.astype(np.float32), alpha_for(maps)))
+
+
+def _preceded(maps: ActivationMaps, scores: npt.NDArray[np.float32]) -> ActivationMaps:
+    """The maps with `scores` (1 + K, H, W), the background's first, in place of their own."""
     return replace(maps, labels=np.array([BACKGROUND, *maps.labels], np.int16), maps=scores)
 
 
