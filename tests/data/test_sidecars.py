@@ -39,6 +39,14 @@ def test_a_folder_keeps_its_splits(tmp_path: Path) -> None:
     assert (boxed.tags, boxed.boxes) == (None, (Box(2, 1, 2, 5, 6),))
 
 
+def test_voc_says_that_a_label_file_of_a_folder_is_not_read(tmp_path: Path) -> None:
+    root = write_tiny_voc(tmp_path)
+    write_json(root / "labels.json", {"images": {"train 0": {"boxes": [BOX]}}})
+    (note,) = open_dataset(root).notes
+    assert str(root / "labels.json") in note
+    assert "boxes.json" in note
+
+
 def test_unknown_keys_are_told_with_those_of_such_a_file(tmp_path: Path) -> None:
     root = write_tiny_voc(tmp_path)
     write_json(root / "boxes.json", {"images": {"train 0": {"boxs": [BOX]}, "train 1": {"boxes": [{**BOX, "id": 1}]}}})

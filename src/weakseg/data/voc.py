@@ -15,7 +15,7 @@ import numpy as np
 
 from weakseg.data.dataset import Dataset, Sample
 from weakseg.data.findings import Report, reading, text_of
-from weakseg.data.folder import LabelReader, read_sidecars
+from weakseg.data.folder import SIDECARS, LabelReader, read_sidecars
 from weakseg.data.geometry import LARGEST, Places, Size, size_of
 from weakseg.data.images import IMAGE_SUFFIXES, IndexMask, find_files, match_name
 from weakseg.data.pickled import read_pickled_dict
@@ -185,6 +185,11 @@ def _weak_labels(
     published = _read_cls_labels(root / "cls_labels.npy", images, values, report)
     annotations = find_files(root / "Annotations", (".xml",), report)
     beside, label_reader = read_sidecars(root, images, report), LabelReader(classes, report)
+    if (unread := root / "labels.json").exists():
+        names = ", ".join(SIDECARS)
+        report.note(
+            f"a VOC data set does not read this file. Its boxes, points, scribbles belong in {names}.", str(unread)
+        )
 
     @cache
     def of(name: str) -> WeakLabels:
