@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class Finished(NamedTuple):
 def process() -> Process:
     """`process("recipes", PATH="…")` is `weakseg recipes` in a new process with that environment variable."""
 
-    def start(*arguments: str | Path, module: tuple[str, ...] = ("weakseg",), **environment: str) -> object:
+    def start(*arguments: str | Path, program: Sequence[str | Path] = ("-m", "weakseg"), **environment: str) -> object:
         return subprocess.run(
-            [sys.executable, "-m", *module, *map(str, arguments)],
+            [sys.executable, *map(str, (*program, *arguments))],
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,

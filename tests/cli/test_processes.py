@@ -1,10 +1,9 @@
-"""Two processes under torchrun do what one does."""
+"""Two processes do what one does."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,12 @@ from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+FORKED = Path(__file__).with_name("forked.py")
 
 
 def in_two_processes(process: Any, *arguments: str | Path) -> Any:
-    """`weakseg` with these arguments under torchrun."""
-    port = f"--master-port={free_port()}"
-    torchrun = ("torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", port)
-    return process("-m", "weakseg", *arguments, module=torchrun, GLOO_SOCKET_IFNAME="lo")
+    """`weakseg` with these arguments in two processes."""
+    return process(*arguments, program=(FORKED,))
 
 
 def files(root: Path) -> set[str]:
@@ -190,9 +183,13 @@ def test_an_embedding_learns_in_two_processes(finished_spml: Any, process: Any, 
     assert losses(two / "embedding") == pytest.approx(losses(one / "embedding"), abs=1e-3)
 
 
-def test_a_mistake_stops_all_processes_with_one_message(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
+def test_a_mistake_stops_all_processes_of_torchrun_with_one_message(
+    process: Any, tiny_voc: Path, tmp_path: Path
+) -> None:
     wrong = set_options(*TINY, "cam.train.batch_size=3")
-    done = in_two_processes(process, "run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *wrong)
+    command = ("run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *wrong)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "weakseg")
+    done = process(*command, program=torchrun, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode != 0
     assert "A batch of 3 images cannot be shared equally by 2 processes" in done.stderr
     assert "choose a batch size that 2 divides." in done.stderr

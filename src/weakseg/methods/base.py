@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
@@ -310,7 +310,13 @@ def _modules() -> dict[str, ModuleType]:
 
     names = [info.name for info in pkgutil.iter_modules(package.__path__)]
     modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    return modules | {entry.name: _loaded(entry) for entry in entry_points(group=ENTRY_POINTS)}
+    return modules | {entry.name: _loaded(entry) for entry in _installed(*sys.path)}
+
+
+@cache
+def _installed(*path: str) -> EntryPoints:
+    """What installed packages bring, found once for each search path: all of their descriptions are read."""
+    return entry_points(group=ENTRY_POINTS)
 
 
 def _around() -> dict[str, Callable[[type[Localiser]], type[Localiser]]]:
@@ -406,6 +412,7 @@ def _imported(path: Path, source: bytes) -> ModuleType:
     return module
 
 
+@cache
 def _digest(source: str) -> str:
     """Changes with what a source does, not with how it is explained."""
     tree = ast.parse(source)
