@@ -142,6 +142,15 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert list(mine.stages) == list(base.stages)
 
 
+def test_several_recipes_are_laid_over_what_they_have_in_common() -> None:
+    both, walk, localiser, cam = map(load_recipe, ("icd-irnet", "irnet", "icd", "cam"))
+    assert both.stages["cam"] == localiser.stages["cam"] != cam.stages["cam"]
+    assert both.stages["maps"] == localiser.stages["maps"]
+    for stage in ("boundaries", "walk", "masks"):
+        assert both.stages[stage] == walk.stages[stage]
+    assert both.stages["segment"] == cam.stages["segment"]
+
+
 def test_a_new_stage_comes_before_the_one_named_after_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(

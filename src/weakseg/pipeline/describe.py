@@ -142,7 +142,12 @@ def recipe_schema() -> Schema:
     }
     head = _schema(Head, parts)
     stages = {"type": "object", "additionalProperties": {"$ref": "#/$defs/stage"}}
-    more = {"extends": {"type": "string", "description": "a recipe to begin with, by name or file"}, "stages": stages}
+    extends = {
+        "type": ["string", "array"],
+        "items": {"type": "string"},
+        "description": "the recipe to begin with, by name or file, or several, each laid over those before it",
+    }
+    more = {"extends": extends, "stages": stages}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "weakseg recipe",

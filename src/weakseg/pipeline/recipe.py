@@ -3,7 +3,8 @@
 A recipe is a YAML file: `name`, `about`, `seed`, `data`, `runtime` and `stages`, named groups of settings whose `kind`
 says which stage they belong to. Stages are carried out in an order in which each comes after those that it reads.
 `extends: other` begins with another recipe and changes it: mappings are merged, other values replaced, and null takes a
-whole mapping (a stage, say) away.
+whole mapping (a stage, say) away. `extends: [one, other]` lays the changes of the second over the first; what both
+extend is there once, below them.
 
 `like: other` inside of a stage does the same with another stage of the recipe: whatever changes the other stage changes
 this one, too. `rounds` repeat stages, each round reading the one before (`recipe_files.Rounds`).

@@ -110,7 +110,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def read_recipe(name: str, overrides: Sequence[str] = ()) -> Values:
-    """The values of a shipped recipe by name, or of any by the path of its YAML file, with those of the recipe that it
+    """The values of a shipped recipe by name, or of any by the path of its YAML file, with those of the recipes that it
     extends below them, changed by `overrides` such as `cam.train.epochs=2` (the value is YAML).
 
     All stages are there in `stages`, repeated ones too, each a mapping, or None where one was taken away; `rounds`, if
@@ -169,6 +169,24 @@ def _shipped() -> Any:
 
 
 def _read(name: str) -> Values:
+    """The values of a recipe, laid over those of the recipes that it extends."""
+    values: Values = {}
+    for layer in _layers(name).values():
+        values = _merged(values, layer)
+    return values
+
+
+def _layers(name: str) -> dict[str, Values]:
+    """What each of the recipes says itself that a recipe is made of, in the order in which they are laid over each
+    other. One that several others extend is there once."""
+    values = read_yaml(_file_of(name))
+    bases, layers = values.pop("extends", None) or [], {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        layers |= {below: layer for below, layer in _layers(base).items() if below not in layers}
+    return {**layers, name: values}
+
+
+def _file_of(name: str) -> Any:
     if name.endswith((".yaml", ".yml")):
         path: Any = Path(name)
         if not path.is_file():
@@ -179,9 +197,7 @@ def _read(name: str) -> Values:
             known = sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir())
             hint = did_you_mean(name, known) or f" There are: {', '.join(known)}."
             raise WeaksegError(f'There is no recipe "{name}".{hint} A file of your own must end in .yaml.')
-    values = read_yaml(path)
-    base = values.pop("extends", None)
-    return _merged(_read(base), values) if base else values
+    return path
 
 
 def _merged(below: Values, above: Mapping[str, Any]) -> Values:
