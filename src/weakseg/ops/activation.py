@@ -205,7 +205,7 @@ class ActivationMaps:
 
     Refined maps may begin with a map of label 0, which is the background's score at every place. Others are compared
     with a threshold. Maps that are `signed` are scores of any size instead, float32 in files, for a rule of their
-    method to make masks from.
+    method to make masks from. A `threshold` that was chosen for them is not in the file.
     """
 
     labels: npt.NDArray[np.int16]
@@ -213,6 +213,7 @@ class ActivationMaps:
     size: tuple[int, int]
     stride: int = 4
     signed: bool = False
+    threshold: float | None = None
 
     @property
     def has_background(self) -> bool:

@@ -18,6 +18,9 @@ from weakseg.ops.otsu import histogram, otsu
 UNDIVIDED = 0.5
 """The threshold of an image whose maps have one value only."""
 
+LEAST = 0.01
+"""Nearer to 0 or 1, a threshold has no power of use."""
+
 SURELY_FOREGROUND, SURELY_BACKGROUND = 0.5, 4.0
 """Factors of the power that suits an image (`alpha_for`): what wins against the background of the first is surely an
 object, what loses against that of the second is surely background. Of a threshold 0.4 they make 0.52 and 0.20."""
@@ -42,8 +45,10 @@ def usual_threshold(own: Iterable[float | None]) -> float | None:
 
 
 def adaptive_threshold(maps: ActivationMaps, usual: float | None = None) -> float:
-    """The background's score for one image, without any mask: half-way between its `own_threshold` and what is `usual`
-    in its data set, where that is known."""
+    """The background's score for one image: the threshold that was chosen for its maps, or, without any mask, half-way
+    between its `own_threshold` and what is `usual` in its data set, where that is known."""
+    if maps.threshold is not None:
+        return maps.threshold
     own = own_threshold(maps)
     known = [threshold for threshold in (own, usual) if threshold is not None]
     return sum(known) / len(known) if known else UNDIVIDED
@@ -94,7 +99,7 @@ def alpha_for(maps: ActivationMaps, alpha: float | Literal["adaptive"] = "adapti
     strong as the classes at the image's `adaptive_threshold` t, (1 - t)^alpha = t."""
     if alpha != "adaptive":
         return alpha
-    threshold = adaptive_threshold(maps)
+    threshold = min(max(adaptive_threshold(maps), LEAST), 1 - LEAST)
     return factor * math.log(threshold) / math.log1p(-threshold)
 
 

@@ -140,8 +140,8 @@ def final_masks(stages: Mapping[str, Stage]) -> str | None:
 
 
 def _fitted(refiner: Recipe, refining: Mapping[str, Stage], plain: Recipe, masks: Masks) -> Iterator[tuple[str, Stage]]:
-    """The refining stages of another recipe, reading the maps and the localiser of this one."""
-    own = {"maps": masks.maps}
+    """The refining stages of another recipe, reading the maps, their masks and the localiser of this one."""
+    own = {"maps": masks.maps, "masks": UNREFINED}
     own |= {plain.stages[name].leaves or "": name for name in plain.stages[masks.maps].inputs_of()}
     for name, stage in refining.items():
         instead: dict[str, str] = {}

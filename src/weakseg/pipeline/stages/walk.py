@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -11,13 +12,14 @@ import torch
 from pydantic import Field
 
 from weakseg.data.dataset import Sample
+from weakseg.files import read_json
 from weakseg.methods.base import Image
 from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.background import foreground_share, with_own_background
 from weakseg.ops.instances import Instances
 from weakseg.pipeline.applying import Applying
 from weakseg.pipeline.context import Context, complete
-from weakseg.pipeline.stage import Reads
+from weakseg.pipeline.stage import THRESHOLD_NAME, Reads
 from weakseg.pipeline.stages.maps import map_figures, map_path, read_maps
 
 if TYPE_CHECKING:
@@ -45,13 +47,16 @@ class ByRefiner(Applying):
         """Where the result of an image lies in the folder of the stage."""
         raise NotImplementedError
 
+    def maps_of(self, context: Context) -> Callable[[Sample], ActivationMaps]:
+        """A function from a sample to the maps that are handed to the refiner."""
+        return partial(read_maps, context.folder(self.maps))
+
     def run(self, context: Context, folder: Path) -> None:
         network, options, device = self.network(context), self.typed_options(), context.fabric.device
-        path, source = partial(self.result_path, folder), context.folder(self.maps)
+        path, maps_of = partial(self.result_path, folder), self.maps_of(context)
 
         def make(sample: Sample) -> None:
-            image, maps = sample.read_image(), read_maps(source, sample)
-            self.result(network, image, maps, options, device).save(path(sample))
+            self.result(network, sample.read_image(), maps_of(sample), options, device).save(path(sample))
 
         complete(self.title, context.weakly_labelled(), path, make, through=map)
 
@@ -64,12 +69,24 @@ class Walk(ByRefiner):
     version: ClassVar[int] = 4
     kind: Literal["walk"] = "walk"
     options_name: ClassVar[str] = "Options"
+    masks: Annotated[str | None, Reads("masks")] = Field(
+        default=None,
+        description="the stage of masks of these maps: a threshold that was given there, or chosen on true masks, says how "
+        "strong a background suits an image; null, or adaptive there: the maps of the image say it",
+    )
     most_growth: float | None = Field(
         default=None,
         ge=1,
         description="how many times as large the foreground of an image may get; an image where it gets larger keeps "
         "its maps, with a background as strong as suits them. For refined maps that have a background; null: any size",
     )
+
+    def maps_of(self, context: Context) -> Callable[[Sample], ActivationMaps]:
+        read = super().maps_of(context)
+        if self.masks is None:
+            return read
+        chosen = read_json(context.folder(self.masks) / THRESHOLD_NAME)["threshold"]
+        return read if isinstance(chosen, str) else lambda sample: replace(read(sample), threshold=chosen)
 
     def result(
         self, network: Any, image: Image, maps: ActivationMaps, options: Any, device: torch.device
