@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import alpha_for, threshold_of, with_background
+from weakseg.ops.background import LEAST, alpha_for, threshold_of, with_background, with_own_background
 
 
 def maps_of(values: np.ndarray) -> ActivationMaps:
@@ -33,6 +35,13 @@ def test_maps_of_one_value_have_an_alpha(value: float) -> None:
 def test_a_class_is_as_strong_as_the_background_at_its_threshold(alpha: float) -> None:
     threshold = threshold_of(alpha)
     assert (1 - threshold) ** alpha == pytest.approx(threshold, rel=1e-9)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.7, 3.0])
+def test_a_threshold_that_was_chosen_is_that_of_the_background(threshold: float) -> None:
+    maps = replace(maps_of(np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)), threshold=threshold)
+    assert (with_own_background(maps).maps[0] == np.float32(threshold)).all()
+    assert threshold_of(alpha_for(maps)) == pytest.approx(min(max(threshold, LEAST), 1 - LEAST))
 
 
 def test_more_of_the_power_that_suits_an_image_is_a_weaker_background() -> None:

@@ -19,7 +19,8 @@ from weakseg.errors import WeaksegError
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model
 from weakseg.ops.activation import ActivationMaps
-from weakseg.ops.background import with_own_background
+from weakseg.ops.background import adaptive_threshold, with_own_background
+from weakseg.pipeline.choosing import MOST
 from weakseg.pipeline.predict import find_model
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.run import run
@@ -156,6 +157,20 @@ def test_a_walk_that_floods_leaves_the_maps(recipe: Path, tmp_path: Path, growth
         assert walked.labels.tolist() == [0, *maps.labels]
         assert np.array_equal(walked.maps[1:], still.maps[1:].astype(np.float16))
         assert np.allclose(walked.maps[0], still.maps[0], atol=1e-3) == kept
+
+
+@pytest.mark.parametrize("threshold", ["0.3", "auto", "adaptive"])
+def test_a_walk_takes_the_threshold_that_was_chosen_for_its_maps(recipe: Path, tmp_path: Path, threshold: str) -> None:
+    """Seen where the maps are left as they are. Masks to choose on are those of the data."""
+    dataset, out = open_dataset(write_tiny_voc(tmp_path / "data", train=MOST + 1)), tmp_path / "run"
+    leaving = ("walk.options.share=0", "walk.most_growth=1", "walk.masks=masks", f"masks.threshold={threshold}")
+    run(load_recipe(str(recipe), [*SHORT, *leaving, "masks.crf=null"]), dataset, out, until="walk")
+    chosen = json.loads((out / "masks" / "threshold.json").read_text())["threshold"]
+    assert isinstance(chosen, float) == (threshold != "adaptive")
+    for sample in dataset.split("train")[:4]:
+        maps = read_maps(out / "maps", sample)
+        expected = chosen if isinstance(chosen, float) else adaptive_threshold(maps)
+        assert np.allclose(read_maps(out / "walk", sample).maps[0], expected, atol=1e-3)
 
 
 def test_a_change_of_the_walk_trains_nothing_anew(recipe: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_refinement_is_put_between_maps_and_masks(tmp_path: Path) -> None:
         "maps": {"cam"},
         "unrefined_masks": {"maps"},
         "affinity": {"maps"},
-        "walk": {"affinity", "maps"},
+        "walk": {"affinity", "maps", "unrefined_masks"},
         "walked": {"walk"},
         "masks": {"walk"},
         "segment": {"masks", "cam"},
@@ -58,7 +58,7 @@ def test_what_a_recipe_calls_its_stages_does_not_matter(tmp_path: Path) -> None:
     text = text.replace("method: see", "method: cam")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     mine = with_refinement(load_recipe(str(tmp_path / "mine.yaml")), load_recipe("affinitynet"))
-    assert inputs(mine)["walk"] == {"affinity", "heat"}
+    assert inputs(mine)["walk"] == {"affinity", "heat", "unrefined_masks"}
     assert inputs(mine)["paint"] == {"walk"}
     assert inputs(mine)["segment"] == {"paint", "see"}
 
@@ -145,7 +145,7 @@ def test_of_two_rounds_without_refinement_the_last_is_given_one(tmp_path: Path) 
     )
     assert (read["affinity"], read["walk"], read["round-1/masks"]) == (
         {"round-1/maps"},
-        {"affinity", "round-1/maps"},
+        {"affinity", "round-1/maps", "unrefined_masks"},
         {"walk"},
     )
     assert both.stages["masks"] == twice.stages["masks"]

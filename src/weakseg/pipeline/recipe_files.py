@@ -180,7 +180,8 @@ def _layers(name: str) -> dict[str, Values]:
     """What each of the recipes says itself that a recipe is made of, in the order in which they are laid over each
     other. One that several others extend is there once."""
     values = read_yaml(_file_of(name))
-    bases, layers = values.pop("extends", None) or [], {}
+    bases = values.pop("extends", None) or []
+    layers: dict[str, Values] = {}
     for base in [bases] if isinstance(bases, str) else bases:
         layers |= {below: layer for below, layer in _layers(base).items() if below not in layers}
     return {**layers, name: values}

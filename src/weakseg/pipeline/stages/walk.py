@@ -71,8 +71,8 @@ class Walk(ByRefiner):
     options_name: ClassVar[str] = "Options"
     masks: Annotated[str | None, Reads("masks")] = Field(
         default=None,
-        description="the stage of masks of these maps: a threshold that was given there, or chosen on true masks, says how "
-        "strong a background suits an image; null, or adaptive there: the maps of the image say it",
+        description="the stage of masks of these maps: a threshold that was given there, or chosen on true masks, says "
+        "how strong a background suits an image; null, or adaptive there: the maps of the image say it",
     )
     most_growth: float | None = Field(
         default=None,
