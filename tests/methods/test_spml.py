@@ -291,6 +291,8 @@ from test_spml import two_updates
 
 distributed.init_process_group("gloo", store=distributed.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
 torch.save(two_updates(rank, 2), f"{folder}/{rank}")
+distributed.barrier()
+distributed.destroy_process_group()
 """
 
 
