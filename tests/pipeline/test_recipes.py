@@ -142,6 +142,17 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert list(mine.stages) == list(base.stages)
 
 
+def test_a_recipe_that_extends_itself_is_told(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text(f"extends: {other}", encoding="utf-8")
+    other.write_text(f"extends: [cam, {one}]", encoding="utf-8")
+    with pytest.raises(WeaksegError, match="extends itself"):
+        load_recipe(str(one))
+    other.write_text("extends: {cam: 3}", encoding="utf-8")
+    with pytest.raises(WeaksegError, match="expected a recipe's name"):
+        load_recipe(str(one))
+
+
 def test_several_recipes_are_laid_over_what_they_have_in_common() -> None:
     both, walk, localiser, cam = map(load_recipe, ("icd-irnet", "irnet", "icd", "cam"))
     assert both.stages["cam"] == localiser.stages["cam"] != cam.stages["cam"]

@@ -176,14 +176,18 @@ def _read(name: str) -> Values:
     return values
 
 
-def _layers(name: str) -> dict[str, Values]:
+def _layers(name: str, above: tuple[str, ...] = ()) -> dict[str, Values]:
     """What each of the recipes says itself that a recipe is made of, in the order in which they are laid over each
-    other. One that several others extend is there once."""
+    other. One that several others extend is there once. Those `above` extend it."""
+    if name in above:
+        raise WeaksegError(f"Recipe {name} extends itself: {' extends '.join([*above, name])}. Take one of them out.")
     values = read_yaml(_file_of(name))
     bases = values.pop("extends", None) or []
     layers: dict[str, Values] = {}
+    if not isinstance(bases, str | list) or not all(isinstance(base, str) for base in bases):
+        raise WeaksegError(f"Recipe {name}: extends is {bases!r}, expected a recipe's name or file, or a list of them.")
     for base in [bases] if isinstance(bases, str) else bases:
-        layers |= {below: layer for below, layer in _layers(base).items() if below not in layers}
+        layers |= {below: layer for below, layer in _layers(base, (*above, name)).items() if below not in layers}
     return {**layers, name: values}
 
 
