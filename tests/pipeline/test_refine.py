@@ -173,6 +173,17 @@ def test_a_walk_takes_the_threshold_that_was_chosen_for_its_maps(recipe: Path, t
         assert np.allclose(read_maps(out / "walk", sample).maps[0], expected, atol=1e-3)
 
 
+def test_masks_by_a_rule_of_a_method_leave_the_walk_to_the_maps(recipe: Path, tmp_path: Path) -> None:
+    dataset, out = open_dataset(write_tiny_voc(tmp_path / "data")), tmp_path / "run"
+    rule = f"masks.rule={Path(__file__).parents[1] / 'strangers' / 'most_salient.py'}"
+    changes = (*SHORT, "walk.options.share=0", "walk.most_growth=1", "walk.masks=masks", rule)
+    run(load_recipe(str(recipe), changes), dataset, out, until="walk")
+    assert not (out / "masks" / "threshold.json").exists()
+    sample = dataset.split("train")[0]
+    expected = adaptive_threshold(read_maps(out / "maps", sample))
+    assert np.allclose(read_maps(out / "walk", sample).maps[0], expected, atol=1e-3)
+
+
 def test_a_change_of_the_walk_trains_nothing_anew(recipe: Path, tmp_path: Path) -> None:
     dataset, out = open_dataset(write_tiny_voc(tmp_path / "data")), tmp_path / "run"
     lines: list[str] = []

@@ -85,8 +85,9 @@ class Walk(ByRefiner):
         read = super().maps_of(context)
         if self.masks is None:
             return read
-        chosen = read_json(context.folder(self.masks) / THRESHOLD_NAME)["threshold"]
-        return read if isinstance(chosen, str) else lambda sample: replace(read(sample), threshold=chosen)
+        path = context.folder(self.masks) / THRESHOLD_NAME
+        chosen = read_json(path)["threshold"] if path.is_file() else None  # a method's own rule leaves no file
+        return (lambda sample: replace(read(sample), threshold=chosen)) if isinstance(chosen, float) else read
 
     def result(
         self, network: Any, image: Image, maps: ActivationMaps, options: Any, device: torch.device
