@@ -1,19 +1,14 @@
-"""The command line in processes of its own, and a finished run to look at."""
+"""Finished runs to look at."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from processes import process
 from tiny import TINY, TINY_SEAM, set_options, write_tiny_voc
-
-Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class Finished(NamedTuple):
@@ -26,30 +21,15 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def process() -> Process:
-    """`process("recipes", PATH="…")` is `weakseg recipes` in a new process with that environment variable."""
-
-    def start(*arguments: str | Path, program: Sequence[str | Path] = ("-m", "weakseg"), **environment: str) -> object:
-        return subprocess.run(
-            [sys.executable, *map(str, (*program, *arguments))],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-        )
-
-    return start  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The recipe toy-cam."""
-    return finish(tmp_path_factory.mktemp("finished"), process, "toy-cam", TINY)
+    return finish(tmp_path_factory.mktemp("finished"), "toy-cam", TINY)
 
 
 @pytest.fixture(scope="session")
-def finished_seam(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished_seam(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The recipe seam: every kind of stage that maps, walks or learns."""
-    return finish(tmp_path_factory.mktemp("finished seam"), process, "seam", TINY_SEAM)
+    return finish(tmp_path_factory.mktemp("finished seam"), "seam", TINY_SEAM)
 
 
 PASTING = """
@@ -62,14 +42,14 @@ stages: {segment: null, scores: null}
 
 
 @pytest.fixture(scope="session")
-def finished_pasting(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished_pasting(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A localiser that learns from pasted objects."""
     folder = tmp_path_factory.mktemp("finished pasting")
     (folder / "pasting.yaml").write_text(PASTING, encoding="utf-8")
     short = (change for change in TINY if not change.startswith("segment"))
     all_objects = ("masks.threshold=0.2", "masks.crf=null", "round-1/pool.smallest=0", "round-1/pool.largest=1")
     settings = (*short, *all_objects, "round-1/cam.train.epochs=1")
-    return finish(folder, process, str(folder / "pasting.yaml"), settings)
+    return finish(folder, str(folder / "pasting.yaml"), settings)
 
 
 CONTEXT = """
@@ -82,25 +62,25 @@ stages: {segment: null, scores: null}
 
 
 @pytest.fixture(scope="session")
-def finished_context(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished_context(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A localiser that sees the context of the round before, twice."""
     folder = tmp_path_factory.mktemp("finished context")
     (folder / "context.yaml").write_text(CONTEXT, encoding="utf-8")
     short = (change for change in TINY if not change.startswith("segment"))
     settings = (*short, "masks.threshold=0.3", "masks.crf=null", "cam.train.epochs=1")
-    return finish(folder, process, str(folder / "context.yaml"), settings)
+    return finish(folder, str(folder / "context.yaml"), settings)
 
 
 @pytest.fixture(scope="session")
-def finished_icd(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished_icd(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Superpixels, ICD, its two kinds of maps and its seeds."""
     short = (change for change in TINY if not change.startswith(("segment", "maps.scales")))
     settings = (*short, "cam.augment.crop=33", "segment=null")
-    return finish(tmp_path_factory.mktemp("finished icd"), process, "toy-icd", settings)
+    return finish(tmp_path_factory.mktemp("finished icd"), "toy-icd", settings)
 
 
 @pytest.fixture(scope="session")
-def finished_spml(tmp_path_factory: pytest.TempPathFactory, process: Process) -> Finished:
+def finished_spml(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """An embedding with its memory, the masks that it spreads and retrieves, and their classifier."""
     stages = ("cam", "embedding", "classifier")
     settings = (
@@ -110,10 +90,10 @@ def finished_spml(tmp_path_factory: pytest.TempPathFactory, process: Process) ->
         "runtime.checkpoint_steps=1",
         "runtime.device=cpu",
     )
-    return finish(tmp_path_factory.mktemp("finished spml"), process, "toy-spml", settings)
+    return finish(tmp_path_factory.mktemp("finished spml"), "toy-spml", settings)
 
 
-def finish(folder: Path, process: Process, recipe: str, settings: tuple[str, ...]) -> Finished:
+def finish(folder: Path, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
     command = ("run", recipe, "--data", data, *set_options(*settings))
     done = process(*command, "--out", run)

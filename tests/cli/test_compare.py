@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import killed_at, process
 from tiny import TINY, artifacts, set_options, write_tiny_voc
 from weakseg.files import locked
 
-KILLED = Path(__file__).with_name("killed.py")
 # What differs between any two comparisons, besides what differs between their runs: times, and processes.
 PASSING = (".html", ".md", "compare.lock")
 SMALL = "affinity.model.backbone={name: small, output_stride: 8, weights: null, frozen_stages: 0}"
@@ -39,7 +36,7 @@ def lasting(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, process: Any) -> tuple[Path, Path, str]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Data, a finished comparison on them, and what it said. Whoever changes anything works on a copy."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_tiny_voc(folder / "data")
@@ -125,7 +122,7 @@ def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
     assert "localise: 16 in every recipe that has it; segment: 16 in every recipe that has it; refine: 8" in said
 
 
-def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], process: Any, tmp_path: Path) -> None:
+def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
     data, out, said = whole
     assert said.count("cam: running") == said.count("maps: running") == 2
     for seed in (1, 3):
@@ -181,10 +178,8 @@ def test_a_killed_comparison_goes_on(whole: tuple[Path, Path, str], weakseg: Any
     out = tmp_path / "out"
     for run in ("toy-cam/seed-1", "toy-cam/seed-3", "toy-cam+affinitynet/seed-3"):
         shutil.copytree(expected / run, out / run)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    points = ("seed-1/maps/manifest.json", "1", "seed-1/masks/masks/", "3", "compare.json", "4")
-    command = [sys.executable, str(KILLED), *points, "--", *arguments(data, out)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    program = killed_at("seed-1/maps/manifest.json", "1", "seed-1/masks/masks/", "3", "compare.json", "4")
+    killed = process(*arguments(data, out), program=program)
     assert killed.returncode == 0, killed.stderr
     answer = weakseg(*arguments(data, out))
     assert answer.status == 0, answer.err

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 
+from processes import interrupted_at, killed_at, process
 from tiny import artifacts, set_options
 from weakseg.pipeline.recipe import load_recipe
 
-KILLED, INTERRUPTED = (Path(__file__).with_name(name) for name in ("killed.py", "interrupted.py"))
-
 
 @pytest.mark.parametrize(
-    ("run", "killed_at"),
+    ("run", "points"),
     [
         (
             "finished_seam",
@@ -86,18 +82,16 @@ KILLED, INTERRUPTED = (Path(__file__).with_name(name) for name in ("killed.py", 
     ids=["localiser", "refiner", "segmenter", "pasting", "context", "icd", "spml"],
 )
 def test_killed_runs_end_with_the_same_bytes(
-    run: str, killed_at: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest, weakseg: Any
+    run: str, points: list[tuple[str, str]], tmp_path: Path, request: pytest.FixtureRequest, weakseg: Any
 ) -> None:
     """The stages before the first one that is killed are taken from the undisturbed run."""
     finished, out = request.getfixturevalue(run), tmp_path / "run"
     stages = list(load_recipe(str(finished.run / "recipe.yaml")).stages)
-    first = next(stage for stage in stages if killed_at[0][0].startswith(f"{stage}/"))
+    first = next(stage for stage in stages if points[0][0].startswith(f"{stage}/"))
     for stage in stages[: stages.index(first)]:
         shutil.copytree(finished.run / stage, out / stage)
-    points = itertools.chain.from_iterable(killed_at)
-    command = [sys.executable, KILLED, *points, "--", *finished.command, "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    program = killed_at(*itertools.chain.from_iterable(points))
+    done = process(*finished.command, "--out", out, program=program)
     assert done.returncode == 0, done.stderr
     answer = weakseg(*finished.command, "--out", out)
     assert answer.status == 0, answer.err
@@ -113,11 +107,7 @@ def test_a_training_that_is_stopped_says_how_it_goes_on_and_does(
     """Ctrl-C while the fourteenth of the sixteen images that the localiser learns from is read."""
     out = tmp_path / "run"
     seldom = set_options("runtime.checkpoint_steps=null", f"runtime.workers={workers}")
-    command = [sys.executable, INTERRUPTED, "JPEGImages", "14", *finished.command, *seldom, "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, start_new_session=True
-    )
+    done = process(*finished.command, *seldom, "--out", out, program=interrupted_at("JPEGImages", 14))
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert '"cam"' in done.stderr

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from processes import process
 from tiny import TINY, set_options
 from weakseg.data.images import write_label_map
 from weakseg.errors import WeaksegError, explain, out_of_memory
-
-Process = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def odd(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "utf-8:strict"])
 @pytest.mark.parametrize("words", [("data", "check"), ("data", "summary")])
-def test_streams_that_lack_letters(process: Process, odd: Path, encoding: str, words: tuple[str, ...]) -> None:
+def test_streams_that_lack_letters(odd: Path, encoding: str, words: tuple[str, ...]) -> None:
     done = process(*words, odd, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert ("猫" in done.stdout) == encoding.startswith("utf-8")
@@ -43,7 +42,7 @@ def test_streams_that_lack_letters(process: Process, odd: Path, encoding: str, w
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
 @pytest.mark.parametrize("words", [("data", "check"), ("data", "summary")])
-def test_names_that_are_not_utf8(process: Process, odd: Path, words: tuple[str, ...]) -> None:
+def test_names_that_are_not_utf8(odd: Path, words: tuple[str, ...]) -> None:
     (odd / "images" / "a.png").rename(odd / "images" / os.fsdecode(b"caf\xe9.png"))
     done = process(*words, odd, PYTHONIOENCODING="utf-8:strict")
     assert done.returncode == 1
@@ -52,7 +51,7 @@ def test_names_that_are_not_utf8(process: Process, odd: Path, words: tuple[str, 
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
-def test_a_data_set_in_a_folder_whose_name_is_not_utf8(process: Process, odd: Path, tmp_path: Path) -> None:
+def test_a_data_set_in_a_folder_whose_name_is_not_utf8(odd: Path, tmp_path: Path) -> None:
     root = odd.rename(tmp_path.parent / os.fsdecode(b"caf\xe9"))
     out = root / "scores"
     done = process("evaluate", root / "masks", "--data", root, "--out", out, PYTHONIOENCODING="utf-8:strict")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from processes import process
 from weakseg.data.images import read_label_map
 from weakseg.files import read_npz
 
@@ -282,12 +281,7 @@ def test_an_image_too_large_for_the_memory_does_not_stop_the_others(
 ) -> None:
     Image.new("RGB", (5000, 4000), "green").save(photos / "huge.jpg")
     command = ["predict", finished.run, photos, "--out", tmp_path / "out", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", LITTLE_MEMORY, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = process(*command, program=("-c", LITTLE_MEMORY), MALLOC_ARENA_MAX="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Error: 1 of 4 images failed:" in done.stderr

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from processes import FORKED, process
 from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model
 
-FORKED = Path(__file__).with_name("forked.py")
 
-
-def in_two_processes(process: Any, *arguments: str | Path) -> Any:
+def in_two_processes(*arguments: str | Path) -> Any:
     """`weakseg` with these arguments in two processes."""
-    return process(*arguments, program=(FORKED,))
+    return process(*arguments, program=FORKED)
 
 
 def files(root: Path) -> set[str]:
@@ -42,12 +41,12 @@ def largest_difference(one: Path, two: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone_then_two(finished_seam: Any, process: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone_then_two(finished_seam: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in which two processes go on with the localiser and the refiner that one process has trained."""
     root = tmp_path_factory.mktemp("two") / "run"
     for stage in ("cam", "affinity"):
         shutil.copytree(finished_seam.run / stage, root / stage)
-    done = in_two_processes(process, *finished_seam.command, "--out", root)
+    done = in_two_processes(*finished_seam.command, "--out", root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Report: ") == 1, "only the first process speaks"
     return root
@@ -95,13 +94,11 @@ def test_one_process_goes_on_after_two(
     assert answer.out.count("finished before, skipped") == 9
 
 
-def test_localiser_and_refiner_learn_the_same_in_two_processes(
-    finished_seam: Any, process: Any, tmp_path: Path
-) -> None:
+def test_localiser_and_refiner_learn_the_same_in_two_processes(finished_seam: Any, tmp_path: Path) -> None:
     """The refiner from the maps of one process, whose last bits those of two may not share."""
     one, two = finished_seam.run, tmp_path / "run"
     shutil.copytree(one / "maps", two / "maps")
-    done = in_two_processes(process, *finished_seam.command, "--out", two)
+    done = in_two_processes(*finished_seam.command, "--out", two)
     assert done.returncode == 0, done.stderr
     assert files(two) == files(one)
     for stage in ("cam", "affinity"):
@@ -112,11 +109,11 @@ def test_localiser_and_refiner_learn_the_same_in_two_processes(
     assert largest_difference(one / "walk", two / "walk") <= 2e-3
 
 
-def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, process: Any, tmp_path: Path) -> None:
+def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, tmp_path: Path) -> None:
     one, two = finished_pasting.run, tmp_path / "run"
     for stage in ("cam", "maps", "masks"):
         shutil.copytree(one / stage, two / stage)
-    done = in_two_processes(process, *finished_pasting.command, "--out", two)
+    done = in_two_processes(*finished_pasting.command, "--out", two)
     assert done.returncode == 0, done.stderr
     found, expected = artifacts(two), artifacts(one)
     assert found.keys() == expected.keys()
@@ -128,13 +125,11 @@ def test_pasting_learns_the_same_in_two_processes(finished_pasting: Any, process
     assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
 
 
-def test_confounders_are_the_same_in_two_processes_to_the_last_bit(
-    finished_context: Any, process: Any, tmp_path: Path
-) -> None:
+def test_confounders_are_the_same_in_two_processes_to_the_last_bit(finished_context: Any, tmp_path: Path) -> None:
     one, two = finished_context.run, tmp_path / "run"
     for stage in ("cam", "maps", "masks"):
         shutil.copytree(one / stage, two / stage)
-    done = in_two_processes(process, *finished_context.command, *set_options("rounds.count=1"), "--out", two)
+    done = in_two_processes(*finished_context.command, *set_options("rounds.count=1"), "--out", two)
     assert done.returncode == 0, done.stderr
     path = Path("round-1", "confounders", "confounders.npz")
     assert (two / path).read_bytes() == (one / path).read_bytes()
@@ -143,10 +138,10 @@ def test_confounders_are_the_same_in_two_processes_to_the_last_bit(
     assert largest_difference(one / "round-1" / "maps", two / "round-1" / "maps") <= 2e-3
 
 
-def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: Path) -> None:
+def test_icd_learns_in_two_processes(finished_icd: Any, tmp_path: Path) -> None:
     """Each process normalises the features of its own images, so what is learned is alike, not equal."""
     one, two = finished_icd.run, tmp_path / "run"
-    done = in_two_processes(process, *finished_icd.command, "--out", two)
+    done = in_two_processes(*finished_icd.command, "--out", two)
     assert done.returncode == 0, done.stderr
     found, expected = artifacts(two), artifacts(one)
     assert found.keys() == expected.keys()
@@ -159,12 +154,12 @@ def test_icd_learns_in_two_processes(finished_icd: Any, process: Any, tmp_path: 
     torch.testing.assert_close(means[1], means[0], rtol=0.25, atol=0)  # images of both, counted once
 
 
-def test_masks_of_an_embedding_are_the_same_in_two_processes(finished_spml: Any, process: Any, tmp_path: Path) -> None:
+def test_masks_of_an_embedding_are_the_same_in_two_processes(finished_spml: Any, tmp_path: Path) -> None:
     """They spread and retrieve with the embedding of one process, and learn a classifier from the same masks."""
     one, two = finished_spml.run, tmp_path / "run"
     for stage in ("cam", "maps", "partial", "embedding"):
         shutil.copytree(one / stage, two / stage)
-    done = in_two_processes(process, *finished_spml.command, "--out", two)
+    done = in_two_processes(*finished_spml.command, "--out", two)
     assert done.returncode == 0, done.stderr
     found, expected = artifacts(two), artifacts(one)
     masks = [name for name in expected if name.startswith(("pseudo/masks/", "retrieved/masks/"))]
@@ -173,19 +168,17 @@ def test_masks_of_an_embedding_are_the_same_in_two_processes(finished_spml: Any,
     assert losses(two / "classifier")[0] == pytest.approx(losses(one / "classifier")[0], abs=1e-3)
 
 
-def test_an_embedding_learns_in_two_processes(finished_spml: Any, process: Any, tmp_path: Path) -> None:
+def test_an_embedding_learns_in_two_processes(finished_spml: Any, tmp_path: Path) -> None:
     """Both share their prototypes, so that the first losses are those of one process."""
     one, two = finished_spml.run, tmp_path / "run"
     for stage in ("cam", "maps", "partial"):
         shutil.copytree(one / stage, two / stage)
-    done = in_two_processes(process, *finished_spml.command, "--out", two, "--until", "embedding")
+    done = in_two_processes(*finished_spml.command, "--out", two, "--until", "embedding")
     assert done.returncode == 0, done.stderr
     assert losses(two / "embedding") == pytest.approx(losses(one / "embedding"), abs=1e-3)
 
 
-def test_a_mistake_stops_all_processes_of_torchrun_with_one_message(
-    process: Any, tiny_voc: Path, tmp_path: Path
-) -> None:
+def test_a_mistake_stops_all_processes_of_torchrun_with_one_message(tiny_voc: Path, tmp_path: Path) -> None:
     wrong = set_options(*TINY, "cam.train.batch_size=3")
     command = ("run", "toy-cam", "--data", tiny_voc, "--out", tmp_path / "run", *wrong)
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "weakseg")
@@ -195,18 +188,18 @@ def test_a_mistake_stops_all_processes_of_torchrun_with_one_message(
     assert "choose a batch size that 2 divides." in done.stderr
 
 
-def test_one_of_two_processes_writes_for_tensorboard(finished: Any, process: Any, tmp_path: Path) -> None:
+def test_one_of_two_processes_writes_for_tensorboard(finished: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     short = ("--until", "cam", *set_options("runtime.tensorboard=true"))
-    done = in_two_processes(process, *finished.command, *short, "--out", tmp_path / "run")
+    done = in_two_processes(*finished.command, *short, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run").rglob("*tfevents*"))) == 1
 
 
-def test_a_comparison_in_two_processes(process: Any, tiny_voc: Path, tmp_path: Path) -> None:
+def test_a_comparison_in_two_processes(tiny_voc: Path, tmp_path: Path) -> None:
     out, recipes = tmp_path / "out", ("toy-cam", "toy-supervised")
     settings = ("--seeds", "2", *set_options(*TINY))
-    done = in_two_processes(process, "compare", *recipes, "--data", tiny_voc, "--out", out, *settings)
+    done = in_two_processes("compare", *recipes, "--data", tiny_voc, "--out", out, *settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[2/2] toy-supervised, seed 2") == 1, "only the first process speaks"
     assert done.stdout.count("Comparison: ") == 1

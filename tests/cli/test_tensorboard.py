@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import killed_at, process
 from tiny import artifacts, set_options
 
-KILLED = Path(__file__).with_name("killed.py")
 ON = set_options("runtime.tensorboard=true")
 Series = dict[str, list[tuple[int, float]]]
 
@@ -43,10 +41,8 @@ def logged(stage: Path) -> Series:
 
 def test_a_killed_run_shows_each_update_once(accumulator: Any, finished: Any, weakseg: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    points = ("cam/checkpoint", "2", "segment/checkpoint", "3")
-    command = [sys.executable, KILLED, *points, "--", *finished.command, *ON, "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    program = killed_at("cam/checkpoint", "2", "segment/checkpoint", "3")
+    done = process(*finished.command, *ON, "--out", out, program=program)
     assert done.returncode == 0, done.stderr
     answer = weakseg(*finished.command, *ON, "--out", out)
     assert answer.status == 0, answer.err
@@ -105,7 +101,7 @@ def test_the_scores_of_rounds_are_points_of_one_curve(
     assert shown(accumulator, out / "round-1" / "scores") == expected
 
 
-def test_without_the_package_one_sentence_says_what_to_install(finished: Any, process: Any, tmp_path: Path) -> None:
+def test_without_the_package_one_sentence_says_what_to_install(finished: Any, tmp_path: Path) -> None:
     """A module that is not TensorBoard hides it, if it is installed."""
     (tmp_path / "tensorboard.py").touch()
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from processes import FORKED, killed_at, process
 from tiny import CLASSES, artifacts, set_options, write_tiny_voc
 from weakseg.data.dataset import Dataset
 from weakseg.data.images import read_image, read_label_map
@@ -29,7 +27,6 @@ from weakseg.pipeline.stages.masks import Masks
 from weakseg.pipeline.stages.partial import Partial, partial_path
 from weakseg.pipeline.stages.segment import ReadLabels
 
-KILLED, FORKED = (Path(__file__).parents[1] / "cli" / name for name in ("killed.py", "forked.py"))
 SIZE = (12, 14)
 ALONE = ("cam=null", "maps=null", "segment=null", "scores=null", "partial.maps=null", "runtime.device=cpu")
 """Changes that leave nothing but the stage."""
@@ -112,15 +109,10 @@ def dataset(tmp_path: Path) -> Dataset:
     return open_dataset(write_labels(tmp_path / "data"))
 
 
-def weakseg(dataset: Dataset, out: Path, *changes: str, before: tuple[str, ...] = ("-m", "weakseg")) -> None:
-    command = [sys.executable, *before, "run", "partial", "--data", str(dataset.root), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *set_options(*changes)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_mixed_labels_go_through_the_command_line_to_scores(dataset: Dataset, tmp_path: Path) -> None:
-    weakseg(dataset, tmp_path / "run", *SHORT, "runtime.device=cpu")
+    changes = set_options(*SHORT, "runtime.device=cpu")
+    done = process("run", "partial", "--data", dataset.root, "--out", tmp_path / "run", *changes)
+    assert done.returncode == 0, done.stderr
     kinds = {
         kind for s in dataset.split("train") for kind in ("boxes", "points", "scribbles") if getattr(s.labels, kind)
     }
@@ -139,10 +131,13 @@ def test_mixed_labels_go_through_the_command_line_to_scores(dataset: Dataset, tm
 def test_killed_and_shared_by_two_processes_it_makes_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
     alone = (*ALONE, "partial.boxes=fill")
     run(load_recipe("partial", alone), dataset, tmp_path / "whole")
-    weakseg(dataset, tmp_path / "cut", *alone, before=(str(KILLED), "partial/partial/", "3", "--"))
+    command = ("run", "partial", "--data", dataset.root, "--out", tmp_path / "cut", *set_options(*alone))
+    done = process(*command, program=killed_at("partial/partial/", "3"))
+    assert done.returncode == 0, done.stderr
     made = list((tmp_path / "cut" / "partial" / "partial").glob("[!.]*.png"))
     assert 0 < len(made) < len(dataset.split("train"))
-    weakseg(dataset, tmp_path / "cut", *alone, before=(str(FORKED),))
+    done = process(*command, program=FORKED)
+    assert done.returncode == 0, done.stderr
     cut, whole = artifacts(tmp_path / "cut"), artifacts(tmp_path / "whole")
     pngs = {name for name in whole if name.endswith(".png")}
     assert len(pngs) == len(dataset.split("train"))

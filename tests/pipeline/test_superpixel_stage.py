@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from processes import FORKED, killed_at, process
 from tiny import artifacts, write_tiny_voc
 from weakseg.data.dataset import Dataset
 from weakseg.data.images import read_image, read_label_map, write_label_map, write_superpixels
@@ -21,7 +19,6 @@ from weakseg.pipeline.stages.superpixels import Superpixels
 from weakseg.pipeline.superpixels import superpixels
 from weakseg.report.run import write_report
 
-KILLED, FORKED = (Path(__file__).parents[1] / "cli" / name for name in ("killed.py", "forked.py"))
 RECIPE = """
 name: only superpixels
 about: the stage alone
@@ -67,21 +64,17 @@ def test_without_a_backbone_nothing_is_merged(recipe: str, dataset: Dataset, tmp
     assert np.array_equal(Superpixels.array_of(tmp_path / "run" / "ids", sample), expected)
 
 
-def weakseg(recipe: str, dataset: Dataset, out: Path, *before: str) -> None:
-    command = [sys.executable, *before, "run", recipe, "--data", str(dataset.root), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_killed_and_shared_by_two_processes_it_makes_the_same_bytes(
     recipe: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     run(load_recipe(recipe), dataset, tmp_path / "whole")
-    weakseg(recipe, dataset, tmp_path / "cut", str(KILLED), "ids/superpixels/", "4", "--")
+    command = ("run", recipe, "--data", dataset.root, "--out", tmp_path / "cut")
+    done = process(*command, program=killed_at("ids/superpixels/", "4"))
+    assert done.returncode == 0, done.stderr
     made = list((tmp_path / "cut" / "ids" / "superpixels").glob("[!.]*.png"))
     assert 0 < len(made) < len(dataset.split("train"))
-    weakseg(recipe, dataset, tmp_path / "cut", str(FORKED))
+    done = process(*command, program=FORKED)
+    assert done.returncode == 0, done.stderr
     cut, whole = artifacts(tmp_path / "cut"), artifacts(tmp_path / "whole")
     assert {name for name in whole if name.endswith(".png")} <= set(cut)
     assert cut == whole

@@ -1,7 +1,7 @@
 """The real command line, with Ctrl-C for it and its worker processes when one of them opens the n-th file whose path
-holds a given text.
+holds a given text. It leads a process group of its own, so that nothing else is stopped.
 
-Usage: python interrupted.py TEXT N ARGUMENTS… (the arguments of `weakseg`), as the leader of a process group
+Usage: python interrupted.py TEXT N ARGUMENTS… (the arguments of `weakseg`)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from weakseg.cli import main
 text, number = sys.argv[1], int(sys.argv[2])
 sys.argv = ["weakseg", *sys.argv[3:]]
 count = itertools.count(1)
+os.setpgrp()
 
 
 def interrupt(event: str, arguments: tuple[object, ...]) -> None:
