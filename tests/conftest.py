@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from commands import Command, here
 from tiny import write_tiny_voc
 
 # Kernels are compiled on their first call, which takes longer than any example may.
@@ -31,35 +30,7 @@ def copy_tree() -> Callable[[Path, Path], Path]:
     return copy
 
 
-@dataclass
-class Answer:
-    """What a command printed, and its exit status."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
-
-
 @pytest.fixture
-def weakseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """`weakseg("recipes", "cam")` is the command line `weakseg recipes cam`."""
-    from weakseg.cli import main
-
-    def command(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["weakseg", *map(str, arguments)])
-        capsys.readouterr()
-        status, message = 0, ""
-        try:
-            main()
-        except SystemExit as stop:
-            if isinstance(stop.code, str):
-                status, message = 1, stop.code
-            else:
-                status = stop.code or 0
-        out, err = capsys.readouterr()
-        return Answer(status, out, err + message)
-
-    return command
+def weakseg() -> Command:
+    """`weakseg("recipes", "cam")` is the command line `weakseg recipes cam`, in this process."""
+    return here

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from processes import process
+from commands import here
 from tiny import TINY, TINY_SEAM, set_options, write_tiny_voc
 
 
@@ -96,6 +96,6 @@ def finished_spml(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def finish(folder: Path, recipe: str, settings: tuple[str, ...]) -> Finished:
     data, run = write_tiny_voc(folder / "data"), folder / "run"
     command = ("run", recipe, "--data", data, *set_options(*settings))
-    done = process(*command, "--out", run)
-    assert done.returncode == 0, done.stderr
+    answer = here(*command, "--out", run)
+    assert answer.status == 0, answer.err
     return Finished(data, run, command)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from processes import killed_at, process
+from commands import here, killed_at, process
 from tiny import TINY, artifacts, set_options, write_tiny_voc
 from weakseg.files import locked
 
@@ -40,9 +40,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Data, a finished comparison on them, and what it said. Whoever changes anything works on a copy."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_tiny_voc(folder / "data")
-    done = process(*arguments(data, folder / "out"))
-    assert done.returncode == 0, done.stderr
-    return data, folder / "out", done.stdout
+    answer = here(*arguments(data, folder / "out"))
+    assert answer.status == 0, answer.err
+    return data, folder / "out", answer.out
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], tm
             manifest = json.loads((out / f"toy-cam+affinitynet/seed-{seed}" / stage / "manifest.json").read_text())
             assert manifest["reused_from"] == str((out / f"toy-cam/seed-{seed}" / source).resolve())
     recipe = out / "toy-cam+affinitynet" / "seed-3" / "recipe.yaml"
-    done = process("run", recipe, "--data", data, "--out", tmp_path / "alone")
-    assert done.returncode == 0, done.stderr
+    answer = here("run", recipe, "--data", data, "--out", tmp_path / "alone")
+    assert answer.status == 0, answer.err
     assert lasting(tmp_path / "alone") == lasting(out / "toy-cam+affinitynet" / "seed-3")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Command
+from commands import Command
 from tiny import TINY, set_options, write_tiny_voc
 
 SHORT = (*TINY, "cam.train.epochs=1", "segment.train.epochs=1", "scores.segmenters={}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from processes import interrupted_at, killed_at, process
+from commands import interrupted_at, killed_at, process
 from tiny import artifacts, set_options
 from weakseg.pipeline.recipe import load_recipe
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Command
+from commands import Command
 from tiny import TINY, set_options
 from weakseg.data.images import write_label_map
 from weakseg.data.opening import open_dataset

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import process
+from commands import process
 from tiny import TINY, set_options
 from weakseg.data.images import write_label_map
 from weakseg.errors import WeaksegError, explain, out_of_memory

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processes import process
+from commands import process
 from weakseg.data.images import read_label_map
 from weakseg.files import read_npz
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from processes import FORKED, process
+from commands import FORKED, process
 from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from processes import killed_at, process
+from commands import killed_at, process
 from tiny import artifacts, set_options
 
 ON = set_options("runtime.tensorboard=true")

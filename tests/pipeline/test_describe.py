@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import weakseg
-from conftest import Command
+from commands import Command
 from weakseg.pipeline.describe import WIDTH, explained, recipe_schema
 from weakseg.pipeline.recipe import load_recipe
 from weakseg.pipeline.recipe_files import shipped_recipes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from processes import FORKED, killed_at, process
+from commands import FORKED, killed_at, process
 from tiny import CLASSES, artifacts, set_options, write_tiny_voc
 from weakseg.data.dataset import Dataset
 from weakseg.data.images import read_image, read_label_map

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from processes import FORKED, killed_at, process
+from commands import FORKED, killed_at, process
 from tiny import artifacts, write_tiny_voc
 from weakseg.data.dataset import Dataset
 from weakseg.data.images import read_image, read_label_map, write_label_map, write_superpixels
