@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from draws import Draws
+from reference import agrees, as_batch, dense
 from weakseg.data.transforms import Augmentation, View, random_crop
 from weakseg.methods.affinitynet import (
     AffinityNet,
@@ -24,13 +25,13 @@ from weakseg.methods.base import checkpoints, means
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.registry import BackboneSettings
 from weakseg.models.weights import check_names_and_shapes
-from weakseg.ops.activation import ActivationMaps, normalise_image
+from weakseg.ops.activation import ActivationMaps
 from weakseg.ops.background import with_background
 from weakseg.ops.crf_parameters import PARAMETERS
 from weakseg.ops.crf_unary import unary_from_probabilities
 from weakseg.ops.densecrf import dense_crf
 from weakseg.ops.pairs import Pairs
-from weakseg.ops.randomwalk import lopsided_affinities, pair_offsets, reduced_radius
+from weakseg.ops.randomwalk import lopsided_affinities, reduced_radius
 
 Vectors = dict[str, np.ndarray]
 Network = Callable[[Vectors], AffinityNet]
@@ -67,32 +68,6 @@ def resnet38(parity: Any) -> Network:
     return lambda vectors: filled(int(vectors["fill_seed"]), float(vectors["fill_gain"]))
 
 
-def as_batch(*images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
-
-
-def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance
-
-
-def agrees_relatively(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    agrees(ours, theirs, tolerance * float(np.abs(theirs).max()))
-
-
-def dense(affinities: torch.Tensor, radius: int) -> np.ndarray:
-    """The symmetric N × N matrix of affinities (P, h, w), 1 on the diagonal."""
-    _, height, width = affinities.shape
-    matrix = np.eye(height * width, dtype=np.float32)
-    for row, (dy, dx) in zip(affinities.numpy(), pair_offsets(radius), strict=True):
-        for y in range(height - dy):
-            for x in range(max(0, -dx), min(width, width - dx)):
-                first, second = y * width + x, (y + dy) * width + x + dx
-                matrix[first, second] = matrix[second, first] = row[y, x]
-    return matrix
-
-
 # Networks -------------------------------------------------------------------------------------------------------------
 
 
@@ -103,15 +78,15 @@ def test_resnet38(parity: Any, resnet38: Network, case: str) -> None:
     net, images = resnet38(vectors), as_batch(vectors[f"image_{case}"])
     tapped = net.stage_features(images)
     assert tapped.shape == tuple(vectors[f"features_shape_{case}"])
-    agrees_relatively(tapped[:, ::7], vectors[f"features_{case}"], 1e-4)
+    agrees(tapped[:, ::7], vectors[f"features_{case}"], relative=1e-4)
     features = net.features(images)
     size = features.shape[-2:]
     for release in parity.cases(vectors, f"aff_{case}_*"):
         radius = RADIUS if release == "psa" else reduced_radius(size)
         affinities = pair_affinities(features, radius)
-        agrees(affinities, vectors[f"aff_{case}_{release}"], 1e-5)
+        agrees(affinities, vectors[f"aff_{case}_{release}"], absolute=1e-5)
         placed = lopsided_affinities(affinities[0], size, radius)
-        agrees(dense(placed, radius), vectors[f"dense_{case}_{release}"], 1e-5)
+        agrees(dense(placed, radius), vectors[f"dense_{case}_{release}"], absolute=1e-5)
 
 
 @torch.no_grad()
@@ -121,7 +96,7 @@ def test_vgg16(parity: Any) -> None:
     caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
-    agrees_relatively(pair_affinities(net.features(images), RADIUS), vectors["aff"], 1e-4)
+    agrees(pair_affinities(net.features(images), RADIUS), vectors["aff"], relative=1e-4)
 
 
 def reference_shapes(vectors: Vectors, name: str) -> dict[str, tuple[int, ...]]:
@@ -181,16 +156,16 @@ def learning(parity: Any, resnet38: Network) -> Iterator[tuple[AffinityNet, dict
 
 def test_train_step(parity: Any, learning: tuple[AffinityNet, dict[str, torch.Tensor]]) -> None:
     vectors, (net, before) = parity("affinitynet/train_step"), learning
-    batch = {"image": as_batch(*vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
+    batch = {"image": as_batch(vectors["images"]), "labels": torch.as_tensor(vectors["labels"])}
     counts = net.counts(batch)
-    agrees([int(count) for count in counts.values()], vectors["counts"], 1e-3)
+    agrees([int(count) for count in counts.values()], vectors["counts"], absolute=1e-3)
     optimiser = torch.optim.SGD(net.param_groups(0.01), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.01, 0.02, 0.1, 0.2]
     assert [group["weight_decay"] for group in optimiser.param_groups] == [5e-4, 0, 5e-4, 0]
     terms = means(net.losses(batch), counts)
     total = torch.stack(list(terms.values())).sum()
     agrees([4 * terms["background"].item(), 4 * terms["foreground"].item(), 2 * terms["different"].item(),
-            total.item()], vectors["values"], 1e-4)  # fmt: skip
+            total.item()], vectors["values"], absolute=1e-4)  # fmt: skip
     total.backward()
     optimiser.step()
     after = {reference_name(name): (p, before[name]) for name, p in net.named_parameters() if p.grad is not None}
@@ -204,7 +179,7 @@ def test_train_step(parity: Any, learning: tuple[AffinityNet, dict[str, torch.Te
         assert delta.norm(dtype=torch.float64).item() == pytest.approx(delta_norm, rel=1e-3)
         sum_tolerance = 1e-3 * delta_norm * parameter.numel() ** 0.5
         assert delta.sum(dtype=torch.float64).item() == pytest.approx(delta_sum, abs=sum_tolerance)
-        agrees_relatively(parameter.contiguous().flatten()[:4], head, 1e-4)
+        agrees(parameter.contiguous().flatten()[:4], head, relative=1e-4)
 
 
 # The walk of a whole image --------------------------------------------------------------------------------------------
@@ -223,7 +198,7 @@ def test_walk_of_an_image(parity: Any, resnet38: Network, case: str) -> None:
     options = AffinityNet.Options(alpha=alpha, beta=beta, log2_steps=int(log2_steps))
     walked = resnet38(vectors).refine(vectors["image"], given_maps(vectors), options, CPU)
     assert walked.labels.tolist() == [0, *(vectors["cam_keys"] + 1)]
-    agrees(walked.maps.reshape(len(walked.labels), -1), vectors[f"{case}_walked"], 1e-4)
+    agrees(walked.maps.reshape(len(walked.labels), -1), vectors[f"{case}_walked"], absolute=1e-4)
     scores = walked.upsampled()
     labels = walked.labels[scores.argmax(0)]
     best, second = np.sort(scores, 0)[:-3:-1]
@@ -238,12 +213,12 @@ def test_the_affinities_and_the_start_of_the_walk(parity: Any, resnet38: Network
     bottom, right = vectors["padded"] - (height, width)
     image = F.pad(as_batch(vectors["image"])[0], (0, right, 0, bottom))
     affinities, radius = resnet38(vectors).affinities(image)
-    agrees(dense(affinities**8, radius), vectors["aff_beta"], 1e-4)
+    agrees(dense(affinities**8, radius), vectors["aff_beta"], absolute=1e-4)
     for run in parity.cases(vectors, "*_cam_low"):
         alpha, _, _ = vectors[f"{run}_options"].tolist()
         scores = torch.from_numpy(with_background(given_maps(vectors).upsampled(), alpha))
         start = F.avg_pool2d(F.pad(scores, (0, right, 0, bottom)), 8)
-        agrees(start.flatten(1), vectors[f"{run}_cam_low"], 1e-6)
+        agrees(start.flatten(1), vectors[f"{run}_cam_low"], absolute=1e-6)
 
 
 def test_crf_after_the_walk(parity: Any, resnet38: Network) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reference import agrees, as_batch
 from weakseg.methods.affinitynet import AffinityNet
 from weakseg.methods.cam import CAM
 from weakseg.models.caffe_input import CaffeInput
@@ -17,7 +18,6 @@ from weakseg.ops.activation import (
     Views,
     maps_per_scale,
     multi_scale_maps,
-    normalise_image,
     normalise_maps,
     resize_maps,
 )
@@ -47,28 +47,18 @@ def reference_name(name: str) -> str:
     return name.removeprefix("backbone.").replace("classifier", "fc8")
 
 
-def as_batch(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
-
-
-def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> None:
-    actual = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= fraction * np.abs(expected).max()
-
-
 def test_resnet38(parity: Any) -> None:
     vectors = parity("resnet38/classifier")
     network = classifier(parity, vectors, "resnet38", vectors["logits"].shape[1])
     images, tags = as_batch(vectors["images"]), torch.from_numpy(vectors["label"])
     with torch.no_grad():
-        assert_close(network.scores({"image": images}), vectors["logits"])
-        assert_close(network.activation_maps({"image": images}), vectors["cam"])
+        agrees(network.scores({"image": images}), vectors["logits"], relative=1e-4)
+        agrees(network.activation_maps({"image": images}), vectors["cam"], relative=1e-4)
     network.train()
     for module in network.modules():
         if isinstance(module, nn.Dropout2d):
             module.eval()
-    assert_close(network.scores({"image": images}), vectors["train_logits"])
+    agrees(network.scores({"image": images}), vectors["train_logits"], relative=1e-4)
     before = {reference_name(name): p.detach().clone() for name, p in network.named_parameters()}
     optimiser = torch.optim.SGD(network.param_groups(0.1), momentum=5e-4, weight_decay=5e-4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.1, 0.2, 1, 2]
@@ -86,7 +76,7 @@ def test_resnet38(parity: Any) -> None:
         assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4)
         assert delta.sum().item() == pytest.approx(delta_sum, abs=1e-3)
         assert delta.norm().item() == pytest.approx(delta_norm, rel=1e-4)
-        assert_close(parameter.contiguous().flatten()[:4], head)
+        agrees(parameter.contiguous().flatten()[:4], head, relative=1e-4)
 
 
 @torch.no_grad()
@@ -96,8 +86,8 @@ def test_vgg16(parity: Any) -> None:
     caffe = CaffeInput()
     wanted = caffe(as_batch(vectors["image"][None])) / int(vectors["input_divisor"])
     images = ((wanted - caffe.shift) / caffe.scale).flip(1)
-    assert_close(network.scores({"image": images}), vectors["logits"])
-    assert_close(network.activation_maps({"image": images}), vectors["cam"], 1e-3)
+    agrees(network.scores({"image": images}), vectors["logits"], relative=1e-4)
+    agrees(network.activation_maps({"image": images}), vectors["cam"], relative=1e-3)
 
 
 @pytest.mark.parametrize(("backbone", "power"), [("resnet38", 1.0), ("vgg16", 0.5)])
@@ -117,7 +107,7 @@ def test_maps_over_scales_and_their_crfs(parity: Any, backbone: str, power: floa
     assert len(shapes) == len(views) == 2 * len(scales)
     for maps, view, mirrored in zip(per_scale, views[::2], views[1::2], strict=True):
         large = resize_maps(maps, image.shape[:2], image.shape[:2])[0, labels, ::2, ::2]
-        assert_close(large, view + mirrored, 2e-2)
+        agrees(large, view + mirrored, relative=2e-2)
 
     (maps,) = multi_scale_maps(network.activation_maps, scaled, [present.tolist()], "cpu", stride=1)
     kept = normalise_maps(maps.numpy(), present.tolist(), scaled.size, stride=1)

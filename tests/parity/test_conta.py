@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reference import agrees
 from weakseg.labels import Classes
 from weakseg.methods import base
 from weakseg.methods.conta import (
@@ -30,13 +31,8 @@ from weakseg.methods.conta import (
 from weakseg.models.backbone import Backbone
 from weakseg.ops.fields import in_view
 
-
-def close(found: Any, expected: np.ndarray, tolerance: float = 1e-5) -> None:
-    """The reference's tolerance."""
-    found = found.detach().numpy() if isinstance(found, Tensor) else np.asarray(found)
-    assert found.shape == expected.shape
-    bound = 1e-6 + tolerance * np.abs(expected).max(initial=0)
-    assert np.abs(found - expected).max(initial=0) <= bound
+TOLERANCE = {"absolute": 1e-6, "relative": 1e-5}
+"""Of the specification."""
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -56,7 +52,7 @@ def test_cleaned_masks_and_their_foreground(parity: Any) -> None:
     grid = tuple(vectors["hw"].tolist())
     for i, (mask, tags) in enumerate(images_of(vectors)):
         np.testing.assert_array_equal(cleaned(mask, tags), vectors[f"cleaned{i}"])
-        close(foreground_share(mask, tags, grid), vectors["x"][i])
+        agrees(foreground_share(mask, tags, grid), vectors["x"][i], **TOLERANCE)
 
 
 @pytest.mark.parametrize(("average", "suffix"), [("tagged", ""), ("predicted", "_by_prediction")])
@@ -68,7 +64,7 @@ def test_confounders(parity: Any, average: Any, suffix: str, tmp_path: Path) -> 
     classes = Classes([f"class {i}" for i in range(int(vectors["n"]))])
     sums.confounders(average).save(tmp_path / "confounders.npz", classes)
     found = Confounders.load(tmp_path / "confounders.npz", classes)
-    close(found.confounder, vectors[f"confounder{suffix}"])
+    agrees(found.confounder, vectors[f"confounder{suffix}"], **TOLERANCE)
     np.testing.assert_array_equal(found.count, vectors[f"count{suffix}"])
 
 
@@ -83,13 +79,13 @@ def test_context_maps_and_their_gradients(parity: Any, case: str) -> None:
     prior = torch.full((len(confounder),), 1 / len(confounder), dtype=torch.float64)
     alpha = attention(x @ w1.T, confounder @ w2.T, present)
     maps = context_map(alpha, confounder, prior)
-    close(alpha, vectors[f"alpha_{case}"])
-    close(maps.reshape(vectors[f"M_{case}"].shape), vectors[f"M_{case}"])
+    agrees(alpha, vectors[f"alpha_{case}"], **TOLERANCE)
+    agrees(maps.reshape(vectors[f"M_{case}"].shape), vectors[f"M_{case}"], **TOLERANCE)
     (maps * tensor(vectors[f"upstream_{case}"])).sum().backward()
-    close(w1.grad, vectors[f"grad_w1_{case}"])
-    close(w2.grad, vectors[f"grad_w2_{case}"])
+    agrees(w1.grad, vectors[f"grad_w1_{case}"], **TOLERANCE)
+    agrees(w2.grad, vectors[f"grad_w2_{case}"], **TOLERANCE)
     uniform = context_map(attention(x[:1] * 0, confounder * 0, present), confounder, prior)
-    close(uniform[0].reshape(vectors[f"M_uniform_{case}"].shape), vectors[f"M_uniform_{case}"])
+    agrees(uniform[0].reshape(vectors[f"M_uniform_{case}"].shape), vectors[f"M_uniform_{case}"], **TOLERANCE)
 
 
 def test_the_released_function(parity: Any) -> None:
@@ -99,7 +95,9 @@ def test_the_released_function(parity: Any) -> None:
     keys = F.linear(vectors["dictionary"], vectors["wz"], vectors["bz"])
     assert keys.shape[1] == int(vectors["embedding"])
     alpha = attention(query, keys, torch.ones(len(keys), dtype=torch.bool))
-    close(context_map(alpha, vectors["dictionary"], vectors["prior"]), vectors["z"].numpy(), 1e-6)
+    agrees(
+        context_map(alpha, vectors["dictionary"], vectors["prior"]), vectors["z"].numpy(), absolute=1e-6, relative=1e-6
+    )
 
 
 def test_one_pass_is_the_geometric_mean_over_contexts(parity: Any) -> None:
@@ -132,7 +130,7 @@ def test_alignment(parity: Any, case: str) -> None:
     expected = vectors[f"aligned{case}"]
     view = geometry(vectors[f"box{case}"], vectors[f"image_hw{case}"], vectors[f"flip{case}"])
     found = in_view(tensor(vectors["M"])[None, None], view, expected.shape)
-    close(found[0, 0], expected)
+    agrees(found[0, 0], expected, **TOLERANCE)
 
 
 class Given(Backbone):
@@ -201,20 +199,20 @@ def test_a_map_beside_the_last_features(parity: Any) -> None:
     view = torch.tensor([[0.0, 0, 1, 1, 0]], dtype=torch.float64).expand(len(maps), -1)
     batch = {"image": features, "context": maps.requires_grad_(), "view": view, "tags": tensor(vectors["labels"])}
     aligned = in_view(maps[:, None], view, features.shape[2:])
-    close(aligned[:, 0], vectors["M_at_features"])
-    close(network.activation_maps(batch), vectors["cam"])
+    agrees(aligned[:, 0], vectors["M_at_features"], **TOLERANCE)
+    agrees(network.activation_maps(batch), vectors["cam"], **TOLERANCE)
     scores = network.scores(batch)
-    close(scores, vectors["score"])
+    agrees(scores, vectors["score"], **TOLERANCE)
     signed = torch.where(batch["tags"] > 0, scores, -scores)
-    close(-F.logsigmoid(signed).sum(1), vectors["paper_nll"])
+    agrees(-F.logsigmoid(signed).sum(1), vectors["paper_nll"], **TOLERANCE)
     loss = network.losses(batch)["classification"]
-    close(loss, vectors["loss"])
+    agrees(loss, vectors["loss"], **TOLERANCE)
     loss.backward()
-    close(network.classifier.weight.grad[:, :, 0, 0], vectors["grad_weight_features"])
-    close(network.conta.context_weight[0].grad.flatten(), vectors["grad_weight_M"])
+    agrees(network.classifier.weight.grad[:, :, 0, 0], vectors["grad_weight_features"], **TOLERANCE)
+    agrees(network.conta.context_weight[0].grad.flatten(), vectors["grad_weight_M"], **TOLERANCE)
     # The transposed alignment of its gradient is the gradient of M on its own grid.
     (expected,) = torch.autograd.grad(aligned[:, 0], maps, tensor(vectors["grad_M_at_features"]))
-    close(maps.grad, expected.numpy())
+    agrees(maps.grad, expected.numpy(), **TOLERANCE)
 
 
 def test_an_update_of_all_weights(parity: Any) -> None:
@@ -232,14 +230,14 @@ def test_an_update_of_all_weights(parity: Any) -> None:
         "view": torch.cat([geometry(*box) for box in boxes]),
         "tags": tensor(vectors["labels"]),
     }
-    close(context.attention(batch["context"]), vectors["alpha"])
+    agrees(context.attention(batch["context"]), vectors["alpha"], **TOLERANCE)
     maps = context(batch["context"])
-    close(maps, vectors["M"])
-    close(in_view(maps[:, None], batch["view"], batch["image"].shape[2:])[:, 0], vectors["M_at_features"])
-    close(network.scores(batch), vectors["score"])
+    agrees(maps, vectors["M"], **TOLERANCE)
+    agrees(in_view(maps[:, None], batch["view"], batch["image"].shape[2:])[:, 0], vectors["M_at_features"], **TOLERANCE)
+    agrees(network.scores(batch), vectors["score"], **TOLERANCE)
     optimiser = torch.optim.SGD(network.parameters(), lr=float(vectors["lr"]))
     loss = network.losses(batch)["classification"]
-    close(loss, vectors["loss_before"])
+    agrees(loss, vectors["loss_before"], **TOLERANCE)
     loss.backward()
     weights = {
         "w1": context.w1,
@@ -248,8 +246,8 @@ def test_an_update_of_all_weights(parity: Any) -> None:
         "weight_M": context.context_weight[0],
     }
     for name, weight in weights.items():
-        close(weight.grad.reshape(vectors[f"grad_{name}"].shape), vectors[f"grad_{name}"])
+        agrees(weight.grad.reshape(vectors[f"grad_{name}"].shape), vectors[f"grad_{name}"], **TOLERANCE)
     optimiser.step()
     for name, weight in weights.items():
-        close(weight.reshape(vectors[f"new_{name}"].shape), vectors[f"new_{name}"])
-    close(network.losses(batch)["classification"], vectors["loss_after"])
+        agrees(weight.reshape(vectors[f"new_{name}"].shape), vectors[f"new_{name}"], **TOLERANCE)
+    agrees(network.losses(batch)["classification"], vectors["loss_after"], **TOLERANCE)

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference import agrees, as_batch
 from weakseg.data.transforms import Crop, crop, longer_side_size, mirror, resize_image, scaled_size
 from weakseg.labels import VOID
 from weakseg.methods.base import means
 from weakseg.methods.deeplab import DeepLab, Pyramid
 from weakseg.models.deeplab_resnet import DeepLabResNet
 from weakseg.models.registry import BACKBONES, BackboneSettings
-from weakseg.ops.activation import normalise_image
 from weakseg.ops.resize import nearest_indices, resize_labels
 from weakseg.ops.schedule import poly_factor
+
+TOLERANCE = {"absolute": 1e-5, "relative": 1e-4}
+"""Of the specification."""
 
 HEAD_FACTORS = [1, 10, 20]
 VOC_CLASSES = 20  # where a label map does not tell
@@ -52,17 +55,6 @@ def fill(parity: Any, network: nn.Module, vectors: Vectors, prefix: str) -> None
         for name, tensor in network.state_dict().items()
     }
     network.load_state_dict(state)
-
-
-def as_batch(images: np.ndarray) -> Tensor:
-    """uint8 RGB (N, H, W, 3), or one image without N."""
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images.reshape(-1, *images.shape[-3:])]))
-
-
-def assert_close(actual: Tensor, expected: np.ndarray) -> None:
-    """The specification's default tolerance."""
-    assert actual.shape == expected.shape
-    assert np.abs(actual.detach().numpy() - expected).max() <= 1e-5 + 1e-4 * np.abs(expected).max()
 
 
 def test_names_of_the_state(parity, monkeypatch):
@@ -104,11 +96,11 @@ def test_every_stage_of_resnet101(parity, build):
         assert features.shape == tuple(vectors[f"{name}_shape"])
         values = features.double()
         stats = torch.stack([values.mean(), values.std(correction=0), values.min(), values.max()])
-        assert_close(stats, vectors[f"{name}_stats"])
-        assert_close(features[0, :4, :3, :3], vectors[f"{name}_corner"])
-        assert_close(values.mean((0, 2, 3))[:64], vectors[f"{name}_chan"])
-    assert_close(scores, vectors["logits"])
-    assert_close(scores, vectors["logits64"])
+        agrees(stats, vectors[f"{name}_stats"], **TOLERANCE)
+        agrees(features[0, :4, :3, :3], vectors[f"{name}_corner"], **TOLERANCE)
+        agrees(values.mean((0, 2, 3))[:64], vectors[f"{name}_chan"], **TOLERANCE)
+    agrees(scores, vectors["logits"], **TOLERANCE)
+    agrees(scores, vectors["logits64"], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -123,9 +115,9 @@ def test_images_of_any_size(parity, build):
     fill(parity, v1_head, vectors, prefix="")
     for k in cases:
         images = as_batch(vectors[f"image{k}"])
-        assert_close(v1_head(v2.backbone(images)[-1]), vectors[f"v1_logits{k}"])
-        assert_close(v2.logits({"image": images}), vectors[f"v2_logits{k}"])
-        assert_close(small_rates.logits({"image": images}), vectors[f"v2s_logits{k}"])
+        agrees(v1_head(v2.backbone(images)[-1]), vectors[f"v1_logits{k}"], **TOLERANCE)
+        agrees(v2.logits({"image": images}), vectors[f"v2_logits{k}"], **TOLERANCE)
+        agrees(small_rates.logits({"image": images}), vectors[f"v2s_logits{k}"], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -136,11 +128,11 @@ def test_three_scales_and_their_maximum(parity, build):
     for k in cases:
         images = as_batch(vectors[f"images{k}"])
         pyramid = network.pyramid(images)
-        assert_close(pyramid.full, vectors[f"full{k}_size"])
-        assert_close(pyramid.half, vectors[f"half{k}_size"])
-        assert_close(pyramid.three_quarters, vectors[f"threequarter{k}_size"])
+        agrees(pyramid.full, vectors[f"full{k}_size"], **TOLERANCE)
+        agrees(pyramid.half, vectors[f"half{k}_size"], **TOLERANCE)
+        agrees(pyramid.three_quarters, vectors[f"threequarter{k}_size"], **TOLERANCE)
         logits = network.logits({"image": images})
-        assert_close(logits, vectors[f"eval{k}_size"])
+        agrees(logits, vectors[f"eval{k}_size"], **TOLERANCE)
         large = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
         clear = vectors[f"margin{k}_size"] > 1e-3
         assert np.array_equal(large.argmax(1).numpy()[clear], vectors[f"labels{k}_size"][clear])

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference import agrees, as_batch
 from weakseg.methods.base import means
 from weakseg.methods.deeplab_v1 import DeepLabV1, read_seam_retrain
 from weakseg.models.registry import BackboneSettings
-from weakseg.ops.activation import normalise_image
+
+TOLERANCE = {"absolute": 1e-5, "relative": 1e-4}
+"""Of the specification."""
 
 Vectors = dict[str, np.ndarray]
 
@@ -25,16 +28,6 @@ def seam_retrain(parity: Any, vectors: Vectors) -> DeepLabV1:
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
     return network.eval()
-
-
-def as_batch(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
-
-
-def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> None:
-    actual = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= fraction * np.abs(expected).max()
 
 
 def moments(tensor: Tensor) -> list[float]:
@@ -73,18 +66,11 @@ def test_taps_and_logits(parity: Any) -> None:
     images = as_batch(vectors["image"][None])
     for tap, features in zip(["conv4", "conv5", "conv6"], network.backbone(images)[2:], strict=True):
         assert features.shape == tuple(vectors[f"{tap}_shape"])
-        assert_within([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"])
+        agrees([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"], **TOLERANCE)
     logits = network.logits({"image": images})
     assert logits.shape == tuple(vectors["logits_shape"])
-    assert_within(logits[:, :, ::3, ::3], vectors["logits"])
-    assert_within([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"])
-
-
-def assert_within(actual: Any, expected: np.ndarray) -> None:
-    """The default tolerance of deeplab.md section 10."""
-    actual = np.asarray(actual)
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= 1e-5 + 1e-4 * np.abs(expected).max()
+    agrees(logits[:, :, ::3, ::3], vectors["logits"], **TOLERANCE)
+    agrees([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"], **TOLERANCE)
 
 
 def test_training_step_with_batch_statistics(parity: Any) -> None:
@@ -93,8 +79,8 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
     images, labels = as_batch(vectors["images"]), torch.from_numpy(vectors["target"])
     with torch.no_grad():
         logits = network.logits({"image": images[:1]})
-    assert_close(logits[:, :, ::2, ::2], vectors["logits"])
-    assert_close([*moments(logits), logits.abs().max()], vectors["logits_stats"])
+    agrees(logits[:, :, ::2, ::2], vectors["logits"], relative=1e-4)
+    agrees([*moments(logits), logits.abs().max()], vectors["logits_stats"], relative=1e-4)
 
     network.train()
     for module in network.modules():
@@ -110,7 +96,7 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
     batch = {"image": images, "labels": labels}
     (loss,) = means(network.losses(batch), network.counts(batch)).values()
     large = nn.functional.interpolate(seen[0], images.shape[-2:], mode="bilinear", align_corners=True)
-    assert_close([*moments(large), large.abs().max().item()], vectors["train_logits_stats"])
+    agrees([*moments(large), large.abs().max().item()], vectors["train_logits_stats"], relative=1e-4)
     assert loss.item() == pytest.approx(float(vectors["loss"]), rel=1e-4)
     loss.backward()
     optimiser.step()
@@ -121,10 +107,10 @@ def test_training_step_with_batch_statistics(parity: Any) -> None:
         assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-2), name
         delta = (parameter.detach() - before[str(name)]).double().norm().item()
         assert delta == pytest.approx(delta_norm, rel=5e-2), name
-        assert_close(parameter.contiguous().flatten()[:4], head)
+        agrees(parameter.contiguous().flatten()[:4], head, relative=1e-4)
     buffers = dict(network.named_buffers())
     for k, name in enumerate(vectors["buffer_names"].tolist()):
-        assert_close(buffers[name][:64], vectors[f"buffer_{k}"])
+        agrees(buffers[name][:64], vectors[f"buffer_{k}"], relative=1e-4)
     assert len(vectors["step_names"]) == len(before)
 
 
@@ -138,4 +124,4 @@ def test_largefov(parity: Any) -> None:
     shapes = {names[name]: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(state[reference]) for name, reference in names.items()})
-    assert_within(network.scores(as_batch(vectors["image"][None]).double()), vectors["logits"])
+    agrees(network.scores(as_batch(vectors["image"][None]).double()), vectors["logits"], **TOLERANCE)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from reference import agrees
 from weakseg.methods.deeplab_v3 import DeepLabV3
 from weakseg.models.deeplab_resnet import DeepLabResNet
 from weakseg.models.registry import BACKBONES, BackboneSettings
 from weakseg.ops.activation import normalise_image
+
+TOLERANCE = {"absolute": 1e-5, "relative": 1e-4}
+"""Of the specification."""
 
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 
@@ -40,18 +43,12 @@ def test_logits(parity: Any, monkeypatch: pytest.MonkeyPatch, version: str, deco
     logits = network.logits({"image": torch.from_numpy(normalise_image(vectors["image"]))[None]})
     expected = vectors[f"{version}_os{output_stride}"]
     if not decoder:
-        assert_close(logits, expected)
+        agrees(logits, expected, **TOLERANCE)
         return
-    assert_close(logits[:, :, ::7, ::7], expected)
+    agrees(logits[:, :, ::7, ::7], expected, **TOLERANCE)
     values = logits.double()
     stats = torch.stack([values.mean(), values.std(correction=0), values.min(), values.max()])
-    assert_close(stats, vectors[f"v3plus_os{output_stride}_stats"])
-
-
-def assert_close(actual: Tensor, expected: np.ndarray) -> None:
-    """The specification's default tolerance."""
-    assert actual.shape == expected.shape
-    assert np.abs(actual.numpy() - expected).max() <= 1e-5 + 1e-4 * np.abs(expected).max()
+    agrees(stats, vectors[f"v3plus_os{output_stride}_stats"], **TOLERANCE)
 
 
 @pytest.mark.parametrize(("version", "decoder"), [("v3", False), ("v3plus", True)])

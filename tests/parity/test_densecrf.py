@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mean_field import MeanField, PairwiseKernel, softmax
+from reference import agrees
 from weakseg.ops import densecrf, densecrf_torch
 from weakseg.ops.crf_features import bilateral_features, gaussian_features
 from weakseg.ops.crf_parameters import PARAMETERS, CRFParameters
@@ -32,11 +33,6 @@ def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def ids(vertices: np.ndarray, absent: int) -> np.ndarray:
     return np.where(vertices == absent, -1, vertices.astype(np.int64))
-
-
-def agrees(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance
 
 
 def unary(vectors: dict[str, np.ndarray], name: str = "") -> np.ndarray:
@@ -101,7 +97,7 @@ def test_torch_filter(parity: Any) -> None:
         if case:
             expected = vectors[f"{case}_out_{channels}"]
             result = torch_lattices(features[f"{case}_features"]).filter(torch.from_numpy(vectors[name]).T.contiguous())
-            agrees(result.T.numpy(), expected, 1e-6 * np.abs(expected).max())
+            agrees(result.T.numpy(), expected, absolute=1e-6 * np.abs(expected).max())
 
 
 def test_filter(parity: Any) -> None:
@@ -112,7 +108,7 @@ def test_filter(parity: Any) -> None:
             continue
         expected = vectors[f"{case}_out_{channels}"]
         result = gaussian_filter(Lattice.of(features[f"{case}_features"]), vectors[name])
-        agrees(result, expected, 1e-6 * np.abs(expected).max())
+        agrees(result, expected, absolute=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("normalisation", ["before", "after", "symmetric"])
@@ -121,7 +117,7 @@ def test_normalised_filter(parity: Any, normalisation: Any) -> None:
     for case in parity.cases(vectors, f"*_{normalisation}_3"):
         expected = vectors[f"{case}_{normalisation}_3"]
         kernel = PairwiseKernel(features[f"{case}_features"], normalisation=normalisation)
-        agrees(kernel.filter(vectors[f"{case}_values_3"]), expected, 1e-6 * np.abs(expected).max())
+        agrees(kernel.filter(vectors[f"{case}_values_3"]), expected, absolute=1e-6 * np.abs(expected).max())
 
 
 def test_unaries(parity: Any) -> None:
@@ -145,7 +141,7 @@ def test_unaries(parity: Any) -> None:
     for name, result in computed.items():
         assert result.dtype == np.float32
         assert result.flags.c_contiguous
-        agrees(result.reshape(len(result), -1), vectors[name], 2e-6)
+        agrees(result.reshape(len(result), -1), vectors[name], absolute=2e-6)
 
 
 def mixed_with_uniform(probabilities: np.ndarray, share: float) -> np.ndarray:
@@ -166,7 +162,7 @@ def test_features(parity: Any) -> None:
         "nd_bilateral_grey_10_10_4": bilateral_features(image[..., :1], 10, 4),
     }
     for name, features in computed.items():
-        agrees(y_first(features).T, vectors[name], 2e-6)
+        agrees(y_first(features).T, vectors[name], absolute=2e-6)
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -235,14 +231,14 @@ def test_options(parity: Any) -> None:
         ],
     }
     for name, used in kernels.items():
-        agrees(MeanField(costs, used).marginals(5).reshape(shape), vectors[f"{name}_q5"], 1e-4)
+        agrees(MeanField(costs, used).marginals(5).reshape(shape), vectors[f"{name}_q5"], absolute=1e-4)
 
     anisotropic = CRFParameters((2, 5), 3, (40, 25), (13, 7, 20), 10, iterations=5)
-    agrees(dense_crf(image, unary(vectors), anisotropic), vectors["anisotropic_q5"], 1e-4)
+    agrees(dense_crf(image, unary(vectors), anisotropic), vectors["anisotropic_q5"], absolute=1e-4)
     without_unary = MeanField(np.zeros_like(costs), [gaussian, bilateral]).marginals(1)
-    agrees(without_unary.reshape(shape), vectors["no_unary_q1"], 1e-4)
+    agrees(without_unary.reshape(shape), vectors["no_unary_q1"], absolute=1e-4)
     without_unary = dense_crf(image, np.zeros(shape), CRFParameters(iterations=1))
-    agrees(without_unary, vectors["no_unary_q1"], 1e-4)
+    agrees(without_unary, vectors["no_unary_q1"], absolute=1e-4)
 
 
 def test_divergence_is_that_of_the_reference(parity: Any) -> None:
@@ -267,7 +263,7 @@ def test_uses_in_the_methods(parity: Any) -> None:
     image, cam = vectors["image"], vectors["cam"]
     both = [unary_from_probabilities(np.concatenate([vectors[f"background_{alpha}"][None], cam])) for alpha in (4, 24)]
     for alpha, marginals in zip((4, 24), dense_crf(image, both), strict=True):
-        agrees(marginals, vectors[f"alpha_{alpha}_q"], TOLERANCES[10])
+        agrees(marginals, vectors[f"alpha_{alpha}_q"], absolute=TOLERANCES[10])
 
     hard = [unary_from_labels(vectors[name], len(cam) + 1, 0.7) for name in ("hard_30", "hard_05")]
     for name, marginals in zip(("hard_30", "hard_05"), dense_crf(image, hard, PARAMETERS["irnet"]), strict=True):
@@ -278,8 +274,8 @@ def test_uses_in_the_methods(parity: Any) -> None:
     marginals = dense_crf(image, unary_from_probabilities(scores / scores.sum(0)), PARAMETERS["icd"])
     present = np.union1d(0, seed[seed != 255])
     absent = np.setdiff1d(np.arange(21), present)
-    agrees(marginals[present], vectors["seed_q_present"], TOLERANCES[10])
-    agrees(marginals[absent[0]], vectors["seed_q_absent"], TOLERANCES[10])
+    agrees(marginals[present], vectors["seed_q_present"], absolute=TOLERANCES[10])
+    agrees(marginals[absent[0]], vectors["seed_q_absent"], absolute=TOLERANCES[10])
     marginals = marginals / marginals.sum(0)
     mostly_equal(np.where(marginals.max(0) < 0.1, 255, marginals.argmax(0)), vectors["seed_argmax"])
 
@@ -291,7 +287,7 @@ def test_uses_in_the_methods(parity: Any) -> None:
     ):
         marginals = dense_crf(image, unary_from_probabilities(enlarged), parameters)
         expected = vectors[f"prob_{use}_q{parameters.iterations}"]
-        agrees(marginals[:, ::2, ::2], expected, TOLERANCES[parameters.iterations])
+        agrees(marginals[:, ::2, ::2], expected, absolute=TOLERANCES[parameters.iterations])
         mostly_equal(marginals.argmax(0), vectors[f"prob_{use}_argmax{parameters.iterations}"])
 
 
@@ -311,8 +307,8 @@ def test_lattice_and_exact_sums(parity: Any) -> None:
         for kernel, points in features.items():
             exact[kernel] = exact_kernel(points)
             expected = vectors[f"{name}_{kernel}_lattice"]
-            agrees(PairwiseKernel(points).filter(values), expected, 1e-6 * np.abs(expected).max())
-            agrees(values @ exact[kernel], vectors[f"{name}_{kernel}_exact"], 1e-6)
+            agrees(PairwiseKernel(points).filter(values), expected, absolute=1e-6 * np.abs(expected).max())
+            agrees(values @ exact[kernel], vectors[f"{name}_{kernel}_exact"], absolute=1e-6)
         costs = unary(vectors)
         start = -costs.reshape(len(costs), -1)
         marginals = softmax(start)
@@ -321,9 +317,9 @@ def test_lattice_and_exact_sums(parity: Any) -> None:
             marginals = softmax(start + marginals @ messages)
             if iteration not in TOLERANCES:
                 continue
-            agrees(marginals.reshape(costs.shape), vectors[f"{name}_exact_q{iteration}"], 1e-4)
+            agrees(marginals.reshape(costs.shape), vectors[f"{name}_exact_q{iteration}"], absolute=1e-4)
             lattice = dense_crf(image, costs, CRFParameters(**{**vars(p), "iterations": iteration}))
-            agrees(lattice, vectors[f"{name}_lattice_q{iteration}"], TOLERANCES[iteration])
+            agrees(lattice, vectors[f"{name}_lattice_q{iteration}"], absolute=TOLERANCES[iteration])
 
 
 def exact_kernel(points: np.ndarray) -> np.ndarray:
@@ -338,8 +334,8 @@ def exact_kernel(points: np.ndarray) -> np.ndarray:
 def test_deeplab_refinement(parity: Any) -> None:
     vectors = parity("deeplab/crf")
     costs = unary_from_probabilities(vectors["prob"])
-    agrees(dense_crf(vectors["rgb"], costs, PARAMETERS["deeplab"]), vectors["q"], 1e-3)
-    agrees(dense_crf(vectors["rgb"], costs, PARAMETERS["seam_retrain"]), vectors["q_seam_retrain"], 1e-3)
+    agrees(dense_crf(vectors["rgb"], costs, PARAMETERS["deeplab"]), vectors["q"], absolute=1e-3)
+    agrees(dense_crf(vectors["rgb"], costs, PARAMETERS["seam_retrain"]), vectors["q_seam_retrain"], absolute=1e-3)
 
 
 @pytest.mark.usefixtures("both_forms")

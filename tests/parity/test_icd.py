@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference import agrees
 from weakseg.data.images import write_label_map
 from weakseg.data.transforms import Augmentation, Crop, View, scaled_size
 from weakseg.data.voc import read_voc
@@ -55,14 +56,6 @@ CLASSES = 20
 SETTINGS = ICD.Settings(backbone=BackboneSettings(name="vgg16_icd", output_stride=8, weights=None))
 
 
-def agrees(ours: Tensor | np.ndarray, theirs: np.ndarray, tolerance: float, largest: float | None = None) -> None:
-    """Within `tolerance` of the largest value."""
-    found = ours.detach().numpy() if isinstance(ours, Tensor) else ours
-    assert found.shape == theirs.shape
-    scale = np.abs(theirs).max() if largest is None else largest
-    assert np.abs(found - theirs).max() <= tolerance * scale
-
-
 def tensors(vectors: Vectors, *names: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.from_numpy(vectors[name]).to(dtype) for name in names]
 
@@ -74,12 +67,12 @@ EXACT = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), 
 def test_bottom_up(parity: Any, dtype: torch.dtype, tolerance: float) -> None:
     vectors = parity("icd/bottom_up")
     features, tags, weight = tensors(vectors, "data", "label", "weight", dtype=dtype)
-    agrees(bottom_up_scores(features, weight), vectors["score"], tolerance)
+    agrees(bottom_up_scores(features, weight), vectors["score"], relative=tolerance)
     weight.requires_grad_()
     loss = BottomUp.apply(weight, features, tags)
     loss.backward()
     assert weight.grad is not None
-    agrees(weight.grad * len(features), vectors["grad_weight"], tolerance)
+    agrees(weight.grad * len(features), vectors["grad_weight"], relative=tolerance)
     assert loss.item() * len(features) == pytest.approx(float(vectors["loss_sum"]), rel=1e-5)
 
 
@@ -89,9 +82,9 @@ def test_the_side_of_objects(parity: Any) -> None:
     for step in range(int(vectors["steps"])):
         scores, cam, tags = tensors(vectors, f"score{step}", f"cam{step}", f"label{step}")
         means = updated_means(means, torch.cat([side_sums(scores, cam, tags), tags.sum(0)[:, None]], dim=1))
-        agrees(means, vectors[f"mean{step}"], 1e-5)
-        agrees(scores * object_side(means)[:, None, None], vectors[f"out{step}"], 0)
-    agrees(scores * object_side(means)[:, None, None], vectors["eval_out"], 0)
+        agrees(means, vectors[f"mean{step}"], relative=1e-5)
+        agrees(scores * object_side(means)[:, None, None], vectors[f"out{step}"], relative=0)
+    agrees(scores * object_side(means)[:, None, None], vectors["eval_out"], relative=0)
 
 
 @pytest.mark.cases("icd/sp_refine", "*_score")
@@ -101,39 +94,39 @@ def test_superpixels(parity: Any, case: str, dtype: torch.dtype, tolerance: floa
     scores, tags = tensors(vectors, f"{case}_score", "label", dtype=dtype)
     ids = torch.from_numpy(vectors[f"{case}_superpixel"])
     ours = refined(scores, tags, ids)
-    agrees(ours, vectors[f"{case}_out"], 1e-5)
+    agrees(ours, vectors[f"{case}_out"], relative=1e-5)
     for image, expected in zip(ours, vectors[f"{case}_out"], strict=True):  # one has tiny scores
-        agrees(image, expected, 1e-5)
+        agrees(image, expected, relative=1e-5)
 
 
 def test_top_down(parity: Any) -> None:
     vectors = parity("icd/top_down")
     logits, tags, scores = tensors(vectors, "data", "label", "score")
     logits.requires_grad_()
-    agrees(logits.sigmoid(), vectors["sigmoid"], 1e-5)
+    agrees(logits.sigmoid(), vectors["sigmoid"], relative=1e-5)
     target = normalised_target(scores)
-    agrees(target, vectors["target_norm"], 1e-5)
+    agrees(target, vectors["target_norm"], relative=1e-5)
     np.testing.assert_array_equal(target.abs() > SURE, vectors["mask"])
     np.testing.assert_array_equal(target > 0, vectors["target"])
     loss = top_down_loss(logits, scores, tags) * len(logits)
     assert loss.item() == pytest.approx(float(vectors["loss_sum_full"]), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
-    agrees(gradient, vectors["grad_full"], 1e-5)
+    agrees(gradient, vectors["grad_full"], relative=1e-5)
     warmup = int(vectors["warmup"])
     weights = [warmup_weight(step, warmup) for step in range(len(vectors["scale_per_step"]))]
     np.testing.assert_allclose(weights, vectors["scale_per_step"], rtol=1e-5)
-    agrees(weights[0] * gradient, vectors["grad_step0"], 1e-5)
+    agrees(weights[0] * gradient, vectors["grad_step0"], relative=1e-5)
 
 
 def test_classification(parity: Any) -> None:
     vectors = parity("icd/classification")
     logits, tags = tensors(vectors, "logit", "label")
-    agrees(logits.sigmoid(), vectors["sigmoid"], 1e-6)
+    agrees(logits.sigmoid(), vectors["sigmoid"], relative=1e-6)
     cam = logits[:, :, None, None].clone().requires_grad_()
     loss = classification_loss(cam, tags)
     assert loss.item() == pytest.approx(float(vectors["loss_per_image"].mean()), rel=1e-6)
     (gradient,) = torch.autograd.grad(loss * len(cam), cam)
-    agrees(gradient[:, :, 0, 0], vectors["grad_sum"], 1e-6)
+    agrees(gradient[:, :, 0, 0], vectors["grad_sum"], relative=1e-6)
 
 
 @pytest.mark.cases("icd/segment_loss", "*_label")
@@ -142,11 +135,11 @@ def test_segment_loss(parity: Any, case: str) -> None:
     vectors = parity("icd/segment_loss")
     (logits,) = tensors(vectors, "logit")
     labels = torch.from_numpy(vectors[f"{case}_label"]).to(torch.uint8)
-    agrees(logits.softmax(1), vectors[f"{case}_prob"], 1e-5)
+    agrees(logits.softmax(1), vectors[f"{case}_prob"], relative=1e-5)
     logits.requires_grad_()
     count = labelled_pixels(labels, logits.shape[-2:], "majority")
     (gradient,) = torch.autograd.grad(cross_entropy(logits, labels, "majority") / count * len(labels), logits)
-    agrees(gradient, vectors[f"{case}_grad"], 1e-5)
+    agrees(gradient, vectors[f"{case}_grad"], relative=1e-5)
 
 
 def test_schedules(parity: Any) -> None:
@@ -169,7 +162,7 @@ def test_membership_is_corner_aligned_resizing(parity: Any, case: str) -> None:
     (given,) = tensors(vectors, f"in{case}")
     size = vectors[f"out{case}"].shape[2:]
     ours = nn.functional.interpolate(given, size, mode="bilinear", align_corners=True)
-    agrees(ours, vectors[f"out{case}"], 1e-5)
+    agrees(ours, vectors[f"out{case}"], relative=1e-5)
 
 
 # The loader -----------------------------------------------------------------------------------------------------------
@@ -304,18 +297,22 @@ def test_network(parity: Any, icd: Callable[[Vectors], ICD], case: str) -> None:
     network = icd(vectors)
     images, tags = as_batch(vectors[f"{case}.image"]), torch.from_numpy(vectors[f"{case}.label"])
     cam, features, logits = network.outputs(images)
-    agrees(cam, vectors[f"{case}.cam"], 1e-4)
-    agrees(logits, vectors[f"{case}.icd_td"], 1e-4)
+    agrees(cam, vectors[f"{case}.cam"], relative=1e-4)
+    agrees(logits, vectors[f"{case}.icd_td"], relative=1e-4)
     scores = network.object_scores(features, cam, tags)
-    agrees(scores, vectors[f"{case}.icd_bu"], 1e-4)
-    agrees(refined(scores, tags, torch.from_numpy(vectors[f"{case}.superpixel"])), vectors[f"{case}.icd_bu_sp"], 1e-4)
+    agrees(scores, vectors[f"{case}.icd_bu"], relative=1e-4)
+    agrees(
+        refined(scores, tags, torch.from_numpy(vectors[f"{case}.superpixel"])),
+        vectors[f"{case}.icd_bu_sp"],
+        relative=1e-4,
+    )
     found = taps(network, images)
     for name in parity.cases(vectors, f"{case}.tap.*"):
         values, expected = found[name].double(), vectors[f"{case}.tap.{name}"]
         largest = expected[2]
         stats = [values.mean(), values.std(correction=0), values.abs().max()]
-        agrees(np.array(stats), expected[:3], 1e-4, largest)
-        agrees(sampled(values), expected[3:], 1e-4, largest)
+        agrees(np.array(stats), expected[:3], relative=1e-4, largest=largest)
+        agrees(sampled(values), expected[3:], relative=1e-4, largest=largest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -337,7 +334,7 @@ def test_steps_of_training(parity: Any, icd: Callable[[Vectors], ICD], dtype: to
     factors = [group["lr"] / rates[0] for group in optimiser.param_groups]
     own = {original: name for name, original in of_state(network).items()}
     exact = dtype == torch.float64
-    loose = partial(agrees, tolerance=1e-6 if exact else 5e-3)
+    loose = partial(agrees, relative=1e-6 if exact else 5e-3)
 
     begin = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     for step in range(steps):
@@ -382,7 +379,7 @@ def test_steps_of_training(parity: Any, icd: Callable[[Vectors], ICD], dtype: to
 def compared(values: Tensor, expected: np.ndarray, tolerances: tuple[float, float]) -> None:
     """The norm, and the sample relative to the largest value."""
     assert values.double().norm().item() == pytest.approx(expected[0], rel=tolerances[0], abs=1e-12)
-    agrees(sampled(values), expected[1:], tolerances[1], max(float(values.abs().max()), 1e-12))
+    agrees(sampled(values), expected[1:], relative=tolerances[1], largest=max(float(values.abs().max()), 1e-12))
 
 
 # Seeds ----------------------------------------------------------------------------------------------------------------
@@ -433,7 +430,7 @@ def test_from_images_to_masks(parity: Any, icd: Callable[[Vectors], ICD], case: 
     for kind in ("cam", "icd"):
         network.options = ICD.Options(maps=kind, signed=True, canvas=int(vectors["infer_size"]))
         low = network.low_resolution_maps(network.on_canvas(as_batch(image.transpose(2, 0, 1)[None])))
-        agrees(low[0, [label - 1 for label in labels]], vectors[f"{case}.{kind}"], 1e-4)
+        agrees(low[0, [label - 1 for label in labels]], vectors[f"{case}.{kind}"], relative=1e-4)
         (maps,) = multi_scale_maps(network.activation_maps, views, [labels], "cpu", 1, mirror=False)
         made[kind] = normalise_maps(maps.numpy(), labels, size, 1, None)
     item = {"image": image, "cam": made["cam"].upsampled()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference import agrees
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import means
 from weakseg.methods.irnet import (
@@ -72,12 +73,6 @@ def network(parity: Any) -> IRNet:
     return filled(parity, int(vectors["seed"]), canvas=int(vectors["crop_size"].item()))
 
 
-def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    ours = np.asarray(ours)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance
-
-
 # The network ----------------------------------------------------------------------------------------------------------
 
 
@@ -85,31 +80,31 @@ def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
 def test_network(parity: Any, network: IRNet, case: str) -> None:
     vectors = parity("irnet/irn_net")
     assert sum(parameter.numel() for parameter in network.parameters()) == 24_902_561
-    agrees(network.displacement.mean, vectors["running_mean"], 0)
+    agrees(network.displacement.mean, vectors["running_mean"], absolute=0)
     images = torch.from_numpy(normalise_image(vectors[f"image_{case}"]))[None]
     with torch.no_grad():
         features = network.features(torch.cat([images, images.flip(3)]))
         logits, field = network.boundary(features), network.displacement(features)
     np.testing.assert_array_equal([stage.shape for stage in features], vectors[f"tap_shapes_{case}"])
-    agrees(np.stack([parity.stats(stage, 8) for stage in features]), vectors[f"tap_stats_{case}"], 5e-5)
-    agrees(logits[:, None], vectors[f"edge_logit_{case}"], 5e-5)
-    agrees(field, vectors[f"dp_eval_{case}"], 5e-5)
-    agrees(field + network.displacement.mean[:, None, None], vectors[f"dp_train_{case}"], 5e-5)
+    agrees(np.stack([parity.stats(stage, 8) for stage in features]), vectors[f"tap_stats_{case}"], absolute=5e-5)
+    agrees(logits[:, None], vectors[f"edge_logit_{case}"], absolute=5e-5)
+    agrees(field, vectors[f"dp_eval_{case}"], absolute=5e-5)
+    agrees(field + network.displacement.mean[:, None, None], vectors[f"dp_train_{case}"], absolute=5e-5)
 
 
 @pytest.mark.cases("irnet/irn_net", "image_*")
 def test_boundaries_and_displacements_of_an_image(parity: Any, network: IRNet, case: str) -> None:
     vectors = parity("irnet/irn_net")
     boundary, field = network.relations(vectors[f"image_{case}"], CPU)
-    agrees(boundary[None], vectors[f"edge_{case}"], 5e-5)
-    agrees(field, vectors[f"dp_{case}"], 5e-5)
+    agrees(boundary[None], vectors[f"edge_{case}"], absolute=5e-5)
+    agrees(field, vectors[f"dp_{case}"], absolute=5e-5)
 
 
 def test_the_usual_canvas(parity: Any) -> None:
     vectors = parity("irnet/irn_net")
     boundary, field = filled(parity, int(vectors["seed"])).relations(vectors["image_0"], CPU)
-    agrees(boundary[None], vectors["edge_canvas512"], 5e-5)
-    agrees(field, vectors["dp_canvas512"], 5e-5)
+    agrees(boundary[None], vectors["edge_canvas512"], absolute=5e-5)
+    agrees(field, vectors["dp_canvas512"], absolute=5e-5)
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------
@@ -147,13 +142,13 @@ def test_pairs(parity: Any) -> None:
     radius, order = int(vectors["radius"]), in_reference_order(vectors)
     boundary, field, labels = (torch.from_numpy(vectors[name]) for name in ("edge", "disp", "label"))
     strongest = torch.stack([values for values, _ in strongest_on_paths(boundary[:, 0], radius)], 1)
-    agrees((1 - strongest).flatten(2)[:, order], vectors["affinity"], 1e-6)
+    agrees((1 - strongest).flatten(2)[:, order], vectors["affinity"], absolute=1e-6)
     places = torch.stack([place for _, place in strongest_on_paths(boundary[:, 0], radius)], 1)
     assert torch.equal(boundary.flatten()[places], strongest)
     moved = torch.stack([first - second for first, second in shifted(field, radius)], 2)
-    agrees(moved.flatten(3)[:, :, order], vectors["pair_displacement"], 1e-6)
+    agrees(moved.flatten(3)[:, :, order], vectors["pair_displacement"], absolute=1e-6)
     targets = torch.tensor(pair_offsets(radius)).T[None, :, :, None]
-    agrees((moved.flatten(3) - targets).abs()[:, :, order], vectors["displacement_error"], 1e-6)
+    agrees((moved.flatten(3) - targets).abs()[:, :, order], vectors["displacement_error"], absolute=1e-6)
     kinds = torch.stack([torch.stack(kinds_of_pairs(*ends)) for ends in shifted(labels, radius)], 1)
     for name, chosen in zip(("bg_pos", "fg_pos", "neg"), kinds, strict=True):
         np.testing.assert_array_equal(chosen.flatten(1)[order], vectors[name])
@@ -180,12 +175,12 @@ def test_losses_and_gradients(parity: Any) -> None:
     names = ("pos_affinity_loss", "neg_affinity_loss", "dp_fg_loss", "dp_bg_loss")
     np.testing.assert_allclose(as_reported(terms), [vectors[name] for name in names], rtol=1e-5)
     np.testing.assert_allclose(total.item(), vectors["total"], rtol=1e-5)
-    agrees(logits.grad, vectors["grad_edge_logits"], 1e-6)
-    agrees(field.grad, vectors["grad_displacement"], 1e-6)
+    agrees(logits.grad, vectors["grad_edge_logits"], absolute=1e-6)
+    agrees(field.grad, vectors["grad_displacement"], absolute=1e-6)
     # The reference adds 1e-5 to what it counts.
     counts = [round(float(vectors[name])) for name in ("n_bg_pos", "n_fg_pos", "n_neg")]
     assert count_pairs(labels, radius).tolist() == counts
-    agrees(field.detach().mean((0, 2, 3)), vectors["mean_displacement"], 1e-6)
+    agrees(field.detach().mean((0, 2, 3)), vectors["mean_displacement"], absolute=1e-6)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -256,7 +251,9 @@ def test_optimiser(parity: Any) -> None:
         for parameter, part in zip(parameters, np.split(gradient, [size]), strict=True):
             parameter.grad = torch.from_numpy(part)
         optimiser.step()
-        agrees(torch.cat([parameter.detach() for parameter in parameters]), vectors["parameters"][step + 1], 1e-6)
+        agrees(
+            torch.cat([parameter.detach() for parameter in parameters]), vectors["parameters"][step + 1], absolute=1e-6
+        )
 
 
 # The authors' file ----------------------------------------------------------------------------------------------------
@@ -346,7 +343,7 @@ def test_semantic_labels_of_the_whole_chain(parity: Any, case: str) -> None:
     vectors = parity("irnet/sem_seg")
     network = filled(parity, int(vectors["seed"]), canvas=int(vectors["crop_size"].item()))
     image = vectors[f"image_{case}"]
-    agrees(network.relations(image, CPU)[0][None], vectors[f"net_edge_{case}"], 5e-5)
+    agrees(network.relations(image, CPU)[0][None], vectors[f"net_edge_{case}"], absolute=5e-5)
     assert (semantic_labels(network, vectors, case, image) == vectors[f"net_label_{case}"]).mean() >= 0.999
 
 
@@ -367,7 +364,7 @@ def test_centroids_and_clusters(parity: Any) -> None:
 
 def equal_instances(ours: Instances, labels: np.ndarray, scores: np.ndarray, masks: np.ndarray) -> None:
     np.testing.assert_array_equal(ours.labels, labels)
-    agrees(ours.scores, scores, 1e-3)
+    agrees(ours.scores, scores, absolute=1e-3)
     assert ours.masks.shape == masks.shape
     for mine, theirs in zip(ours.masks, masks, strict=True):
         assert (mine & theirs).sum() >= 0.99 * (mine | theirs).sum()
@@ -389,7 +386,7 @@ def test_instances_of_given_fields(parity: Any, case: str) -> None:
         np.repeat(keys + 1, len(masks)), (cam[:, None] * masks).reshape(-1, *cam.shape[1:]), tuple(size)
     )
     walked = walk(apart, torch.from_numpy(edge[0]), IRNet.Options())
-    agrees(walked.maps, vectors[f"walk_{case}"], 1e-4)
+    agrees(walked.maps, vectors[f"walk_{case}"], absolute=1e-4)
     image = np.zeros((*size.tolist(), 3), np.uint8)
     maps = ActivationMaps((keys + 1).astype(np.int16), cam, image.shape[:2])
     options = IRNet.InstanceOptions(background=float(vectors["bg_thres"]))

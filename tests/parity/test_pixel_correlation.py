@@ -9,12 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from reference import agrees
 from weakseg.ops.pixelcorrelation import pixel_correlation
-
-
-def agrees(ours: torch.Tensor, theirs: np.ndarray, tolerance: float) -> None:
-    assert ours.shape == theirs.shape
-    assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance
 
 
 @pytest.mark.parametrize("block", [1, 5, 42, 512])
@@ -23,7 +19,7 @@ def test_forward_and_backward(parity: Any, block: int) -> None:
     features = torch.from_numpy(vectors["f"]).requires_grad_()
     weight = torch.from_numpy(vectors["weight"]).requires_grad_()
     averaged = pixel_correlation(torch.from_numpy(vectors["cam"]), F.conv2d(features, weight[:, :, None, None]), block)
-    agrees(averaged, vectors["out"], 1e-5)
+    agrees(averaged, vectors["out"], absolute=1e-5)
 
     averaged.backward(torch.from_numpy(vectors["upstream"]))
     assert features.grad is not None
@@ -33,7 +29,7 @@ def test_forward_and_backward(parity: Any, block: int) -> None:
         (weight.grad, weight.grad[::4, ::5], "grad_weight"),
     ):
         largest = np.abs(vectors[name]).max()
-        agrees(part, vectors[name], 1e-4 * largest)
+        agrees(part, vectors[name], absolute=1e-4 * largest)
         stats = [gradient.double().mean(), gradient.double().std(unbiased=False), gradient.abs().max()]
         assert np.abs(np.array(stats) - vectors[f"{name}_stats"]).max() <= 1e-4 * largest
     nothing = (features == 0).all(dim=1, keepdim=True).expand_as(features)

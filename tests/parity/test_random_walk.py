@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference import agrees, dense
 from weakseg.ops.randomwalk import (
     boundary_walk,
     lopsided_affinities,
@@ -17,25 +18,6 @@ from weakseg.ops.randomwalk import (
     random_walk,
     reduced_radius,
 )
-
-
-def agrees(ours: Any, theirs: np.ndarray, tolerance: float) -> None:
-    ours = np.asarray(ours)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance
-
-
-def dense(affinities: torch.Tensor, radius: int) -> np.ndarray:
-    """The symmetric N × N matrix of affinities, 1 on the diagonal."""
-    _, height, width = affinities.shape
-    matrix = np.eye(height * width, dtype=np.float32)
-    for row, (dy, dx) in zip(affinities.numpy(), pair_offsets(radius), strict=True):
-        for y in range(height - dy):
-            for x in range(max(0, -dx), min(width, width - dx)):
-                i, j = y * width + x, (y + dy) * width + x + dx
-                matrix[i, j] = matrix[j, i] = row[y, x]
-    return matrix
-
 
 # IRNet ----------------------------------------------------------------------------------------------------------------
 
@@ -47,25 +29,25 @@ def test_irnet_walk(parity: Any, case: str, chebyshev: bool) -> None:
     maps, boundary = (torch.from_numpy(vectors[f"{name}_{case}"]) for name in ("cam", "edge"))
     radius, beta, log2_steps = vectors[f"settings_{case}"].tolist()
     walked = boundary_walk(maps, boundary[0], radius=radius, beta=beta, steps=2**log2_steps, chebyshev=chebyshev)
-    agrees(walked, vectors[f"out_{case}"], 1e-4)
+    agrees(walked, vectors[f"out_{case}"], absolute=1e-4)
 
 
 def test_irnet_matrices(parity: Any) -> None:
     vectors = parity("irnet/random_walk")
     boundary = torch.from_numpy(vectors["matrix_edge"][0])
     affinities = path_affinities(boundary, 5)
-    agrees(dense(affinities, 5), vectors["matrix_affinity"], 1e-6)
+    agrees(dense(affinities, 5), vectors["matrix_affinity"], absolute=1e-6)
     # Each map is one pixel: a step gives one row of T.
     pixels = torch.eye(boundary.numel()).unflatten(1, boundary.shape)
     transition = random_walk(pixels, affinities, radius=5, beta=int(vectors["matrix_beta"]), steps=1)
-    agrees(transition.flatten(1), vectors["matrix_transition"], 1e-6)
+    agrees(transition.flatten(1), vectors["matrix_transition"], absolute=1e-6)
 
 
 @pytest.mark.cases("irnet/sem_seg", "walk_*")
 def test_irnet_walk_of_given_maps(parity: Any, case: str) -> None:
     vectors = parity("irnet/sem_seg")
     maps, boundary = (torch.from_numpy(vectors[f"{name}_{case}"]) for name in ("cam", "edge"))
-    agrees(boundary_walk(maps, boundary[0]), vectors[f"walk_{case}"], 1e-4)
+    agrees(boundary_walk(maps, boundary[0]), vectors[f"walk_{case}"], absolute=1e-4)
 
 
 def test_irnet_affinities(parity: Any) -> None:
@@ -75,7 +57,7 @@ def test_irnet_affinities(parity: Any) -> None:
     affinities = path_affinities(torch.from_numpy(vectors["edge"][:, 0]), radius)
     order = [pair_offsets(radius).index((dy, dx)) for dy, dx in vectors["offsets"].tolist()]
     inner = affinities[:, order, :-margin, margin:-margin]  # sources all of whose partners exist
-    agrees(inner.flatten(2), vectors["affinity"], 1e-6)
+    agrees(inner.flatten(2), vectors["affinity"], absolute=1e-6)
 
 
 @pytest.mark.cases("irnet/path_index", "*_offsets")
@@ -138,9 +120,9 @@ def test_affinitynet_walk(parity: Any, case: str, chebyshev: bool) -> None:
     inner = torch.arange(height * width).reshape(size)[:-margin, margin:-margin].flatten()
     pairs = torch.stack([matrix[inner, inner + dy * width + dx] for dy, dx in pair_offsets(radius)])
     affinities = lopsided_affinities(pairs, size, radius)
-    agrees(dense(affinities, radius), vectors["aff_beta"], 0)
+    agrees(dense(affinities, radius), vectors["aff_beta"], absolute=0)
     _, beta, log2_steps = vectors[f"{case}_options"].tolist()
     maps = torch.from_numpy(vectors[f"{case}_cam_low"]).reshape(-1, height, width)
     steps = 2 ** int(log2_steps)
     walked = random_walk(maps, affinities, radius=radius, beta=beta / 8, steps=steps, chebyshev=chebyshev)
-    agrees(walked.flatten(1), vectors[f"{case}_walked"], 1e-5)
+    agrees(walked.flatten(1), vectors[f"{case}_walked"], absolute=1e-5)

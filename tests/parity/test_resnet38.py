@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reference import agrees, as_batch
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.registry import BackboneSettings, build_backbone
 from weakseg.models.resnet38 import ResNet38
-from weakseg.ops.activation import normalise_image
 from weakseg.ops.schedule import poly_factor
 
 TAPS = {"conv3": (2, 8), "conv4": (3, 16), "conv5": (4, 32), "conv6": (5, 64)}
@@ -28,16 +28,6 @@ def filled(parity: Any, network: nn.Module, vectors: Vectors) -> nn.Module:
     state = parity.fill.fill_state_dict(shapes, seed, gain)
     network.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in state.items()})
     return network.eval()
-
-
-def as_batch(*images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
-
-
-def assert_close(actual: Any, expected: np.ndarray, fraction: float = 1e-4) -> None:
-    actual = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= fraction * np.abs(expected).max()
 
 
 def reference_shapes(vectors: Vectors, network: str) -> dict[str, tuple[int, ...]]:
@@ -61,10 +51,10 @@ def test_taps(parity: Any, backbone: ResNet38) -> None:
     for tap, (stage, step) in TAPS.items():
         feature, odd_feature = features[stage - 1], odd_features[stage - 1]
         assert feature.shape == tuple(vectors[f"{tap}_shape"])
-        assert_close(feature[:, ::step], vectors[tap])
-        assert_close(parity.stats(feature), vectors[f"{tap}_stats"])
+        agrees(feature[:, ::step], vectors[tap], relative=1e-4)
+        agrees(parity.stats(feature), vectors[f"{tap}_stats"], relative=1e-4)
         assert odd_feature.shape == tuple(vectors[f"odd_{tap}_shape"])
-        assert_close(odd_feature[:, :: 4 * step], vectors[f"odd_{tap}"])
+        agrees(odd_feature[:, :: 4 * step], vectors[f"odd_{tap}"], relative=1e-4)
 
 
 @torch.no_grad()
@@ -75,7 +65,7 @@ def test_every_block(parity: Any, backbone: ResNet38) -> None:
     for name, shape, expected_stats, head in zip(*columns, strict=True):
         x = backbone.get_submodule(str(name))(x)
         assert x.shape == tuple(shape), name
-        assert_close(parity.stats(x), expected_stats)
+        agrees(parity.stats(x), expected_stats, relative=1e-4)
         largest = expected_stats[2]
         assert np.abs(x.contiguous().flatten()[:16].numpy() - head).max() <= 1e-4 * largest, name
 

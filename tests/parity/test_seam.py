@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reference import agrees, as_batch
 from weakseg.methods.seam import (
     SEAM,
     Present,
@@ -31,7 +32,6 @@ from weakseg.models.registry import BackboneSettings
 from weakseg.ops.activation import (
     Views,
     multi_scale_maps,
-    normalise_image,
     resize_image,
     resize_through_view,
     stretch_maps,
@@ -44,16 +44,6 @@ from weakseg.ops.pixelcorrelation import pixel_correlation
 RESNET38 = SEAM.Settings(backbone=BackboneSettings(name="resnet38", output_stride=8, weights=None, frozen_stages=1))
 Vectors = dict[str, np.ndarray]
 Network = Callable[[Vectors, int], SEAM]
-
-
-def agrees(ours: Tensor, theirs: np.ndarray, tolerance: float, relative: bool = False) -> None:
-    assert ours.shape == theirs.shape
-    largest = np.abs(theirs).max() if relative else 1
-    assert np.abs(ours.detach().numpy() - theirs).max() <= tolerance * largest
-
-
-def as_batch(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.stack([normalise_image(image) for image in images]))
 
 
 def filled(parity: Any, seed: int, gain: float, num_classes: int) -> SEAM:
@@ -80,17 +70,17 @@ def seam(parity: Any) -> Network:
 
 def test_scores_that_are_averaged(parity: Any) -> None:
     vectors = parity("seam/cam_normalise")
-    agrees(normalised_scores(torch.from_numpy(vectors["raw"])), vectors["cam"], 1e-6)
+    agrees(normalised_scores(torch.from_numpy(vectors["raw"])), vectors["cam"], absolute=1e-6)
 
 
 def test_norm(parity: Any) -> None:
     vectors = parity("seam/functions")
     maps = torch.from_numpy(vectors["norm_in"]).requires_grad_()
     normalised = min_max_normalised(maps)
-    agrees(normalised, vectors["norm_out"], 1e-6)
+    agrees(normalised, vectors["norm_out"], absolute=1e-6)
     normalised.backward(torch.from_numpy(vectors["norm_upstream"]))
     assert maps.grad is not None
-    agrees(maps.grad, vectors["norm_grad"], 1e-5)
+    agrees(maps.grad, vectors["norm_grad"], absolute=1e-5)
 
 
 def test_minimum_loss(parity: Any) -> None:
@@ -101,13 +91,13 @@ def test_minimum_loss(parity: Any) -> None:
     assert loss.item() == pytest.approx(float(vectors["minpool_loss"]), abs=1e-6)
     loss.backward()
     assert scores.grad is not None
-    agrees(scores.grad, vectors["minpool_grad"], 1e-6)
+    agrees(scores.grad, vectors["minpool_grad"], absolute=1e-6)
 
 
 def test_best_class(parity: Any) -> None:
     vectors = parity("seam/functions")
     scores, expected = vectors["onehot_in"], vectors["onehot_out"]
-    agrees(best_only(torch.from_numpy(scores[:, 1:])), expected[:, 1:], 1e-6)
+    agrees(best_only(torch.from_numpy(scores[:, 1:])), expected[:, 1:], absolute=1e-6)
     np.testing.assert_array_equal(scores[:, :1], expected[:, :1])
 
 
@@ -158,7 +148,7 @@ def test_losses(parity: Any, carried: str) -> None:
     terms["loss"].backward()
     for name, leaf in leaves.items():
         assert leaf.grad is not None
-        agrees(leaf.grad, vectors[f"grad_{name}"], 1e-4, relative=True)
+        agrees(leaf.grad, vectors[f"grad_{name}"], relative=1e-4)
 
 
 @torch.no_grad()
@@ -168,18 +158,18 @@ def test_network(parity: Any, seam: Network) -> None:
     images = as_batch(vectors["images"])
     stages = network.backbone(images)
     raw = network.fc8(stages[-1])
-    agrees(raw, vectors["cam_low"], 1e-4, relative=True)
+    agrees(raw, vectors["cam_low"], relative=1e-4)
     compared = network.compared(images, stages)
-    agrees(compared[:, ::3], vectors["pcm_feature"], 1e-4, relative=True)
+    agrees(compared[:, ::3], vectors["pcm_feature"], relative=1e-4)
     normalised = normalised_scores(raw)
-    agrees(normalised, vectors["pcm_cam"], 1e-4, relative=True)
+    agrees(normalised, vectors["pcm_cam"], relative=1e-4)
     revised = pixel_correlation(normalised, network.f9(compared))
-    agrees(revised, vectors["pcm_out"], 1e-4, relative=True)
+    agrees(revised, vectors["pcm_out"], relative=1e-4)
     for low, name in ((raw, "cam"), (revised, "cam_rv")):
         maps = resized(low, images.shape[2:])
-        agrees(maps[..., ::3, ::3], vectors[name], 1e-4, relative=True)
-        agrees(torch.from_numpy(parity.stats(maps)), vectors[f"{name}_stats"], 1e-4, relative=True)
-    agrees(network.activation_maps({"image": images}), vectors["pcm_out"][:, 1:], 1e-4, relative=True)
+        agrees(maps[..., ::3, ::3], vectors[name], relative=1e-4)
+        agrees(torch.from_numpy(parity.stats(maps)), vectors[f"{name}_stats"], relative=1e-4)
+    agrees(network.activation_maps({"image": images}), vectors["pcm_out"][:, 1:], relative=1e-4)
 
 
 def test_one_step_of_training(parity: Any, seam: Network) -> None:
@@ -210,7 +200,7 @@ def test_one_step_of_training(parity: Any, seam: Network) -> None:
         change = (parameter - before[own]).detach().double()
         assert change.norm().item() == pytest.approx(delta[1], rel=1e-3), name
         assert change.sum().item() == pytest.approx(delta[0], abs=1e-3), name
-        agrees(parameter.flatten()[:4], head, 1e-4, relative=True)
+        agrees(parameter.flatten()[:4], head, relative=1e-4)
 
 
 def crf_scores(image: np.ndarray, maps: np.ndarray, alpha: float) -> np.ndarray:
@@ -239,8 +229,8 @@ def test_inference(parity: Any, seam: Network, case: str) -> None:
     for view, expected, expected_stats in zip(
         views, vectors[f"views_{case}"], vectors[f"view_stats_{case}"], strict=True
     ):
-        agrees(view[:, ::2, ::2], expected, 1e-4, relative=True)
-        agrees(torch.from_numpy(parity.stats(view)), expected_stats, 1e-4, relative=True)
+        agrees(view[:, ::2, ::2], expected, relative=1e-4)
+        agrees(torch.from_numpy(parity.stats(view)), expected_stats, relative=1e-4)
 
     labels = [0, *(present + 1).tolist()]
     (summed,) = multi_scale_maps(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference import agrees
 from weakseg.labels import VOID
 from weakseg.methods.spml import SPML, LossSettings
 from weakseg.methods.spml.clustering import (
@@ -29,13 +30,6 @@ SMALL = BackboneSettings(name="small", output_stride=8, weights=None)
 Vectors = dict[str, np.ndarray]
 
 
-def agrees(ours: Tensor | np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    """Within `tolerance` of the largest value."""
-    found = ours.detach().numpy() if isinstance(ours, Tensor) else ours
-    assert found.shape == theirs.shape
-    assert np.abs(found - theirs).max() <= tolerance * np.abs(theirs).max()
-
-
 def equal(ours: Tensor, theirs: np.ndarray) -> None:
     np.testing.assert_array_equal(ours.numpy(), theirs)
 
@@ -53,12 +47,12 @@ def test_start_of_clusters(parity: Any, case: str) -> None:
     vectors = parity("spml/clustering")
     rows, columns, height, width = vectors[f"init_{case}_args"].tolist()
     equal(grid_labels((rows, columns), (height, width)), vectors[f"init_{case}_labels"])
-    agrees(places((height, width)), vectors[f"init_{case}_location"], 1e-6)
+    agrees(places((height, width)), vectors[f"init_{case}_location"], relative=1e-6)
 
 
 def test_normalisation(parity: Any) -> None:
     vectors = parity("spml/clustering")
-    agrees(normalised(tensor(vectors, "normalize_in")), vectors["normalize_out"], 1e-6)
+    agrees(normalised(tensor(vectors, "normalize_in")), vectors["normalize_out"], relative=1e-6)
 
 
 def test_kmeans(parity: Any) -> None:
@@ -86,10 +80,10 @@ def test_segments(parity: Any, name: str, grid: int) -> None:
     expected = vectors[f"{name}_out_cluster"]
     equal(found.segment, expected)
     if name == "segment":
-        agrees(found.pixels, vectors["segment_out_embedding"], 1e-6)
-        agrees(found.located, vectors["segment_out_embedding_with_loc"], 1e-6)
+        agrees(found.pixels, vectors["segment_out_embedding"], relative=1e-6)
+        agrees(found.located, vectors["segment_out_embedding_with_loc"], relative=1e-6)
     else:
-        agrees(parity.stats(found.located, 16), vectors["segment5_out_embedding_with_loc_stats"], 1e-6)
+        agrees(parity.stats(found.located, 16), vectors["segment5_out_embedding_with_loc_stats"], relative=1e-6)
 
 
 def test_segments_without_labels(parity: Any) -> None:
@@ -108,10 +102,10 @@ def test_prototypes(parity: Any) -> None:
     vectors = parity("spml/prototypes")
     values = tensor(vectors, "proto_in").requires_grad_()
     found = prototypes(values, tensor(vectors, "proto_labels"), len(vectors["proto_out"]))
-    agrees(found, vectors["proto_out"], 1e-5)
+    agrees(found, vectors["proto_out"], relative=1e-5)
     (found * tensor(vectors, "proto_upstream")).sum().backward()
     assert values.grad is not None
-    agrees(values.grad, vectors["proto_grad"], 1e-5)
+    agrees(values.grad, vectors["proto_grad"], relative=1e-5)
 
 
 def test_numbers_of_pairs(parity: Any) -> None:
@@ -135,8 +129,12 @@ def test_prototypes_of_two_devices(parity: Any) -> None:
     for ours, theirs in (("label", "semantic"), ("region", "instance")):
         equal(torch.cat([getattr(part, ours) for part in parts]), vectors[f"gather_out_{theirs}"])
     equal(torch.cat([first.image, second.image + len(embedding)]), vectors["gather_out_batch"])
-    agrees(torch.cat([part.prototypes() for part in parts]), vectors["gather_out_prototype"], 1e-5)
-    agrees(torch.cat([part.located_prototypes() for part in parts]), vectors["gather_out_prototype_with_loc"], 1e-5)
+    agrees(torch.cat([part.prototypes() for part in parts]), vectors["gather_out_prototype"], relative=1e-5)
+    agrees(
+        torch.cat([part.located_prototypes() for part in parts]),
+        vectors["gather_out_prototype_with_loc"],
+        relative=1e-5,
+    )
 
 
 @pytest.mark.cases("spml/prototypes", "affinity_tags_*")
@@ -172,10 +170,10 @@ def test_a_loss(parity: Any, case: str) -> None:
     assert total.item() == pytest.approx(vectors[f"{case}_sum"], rel=1e-5)
     (total / len(pixels)).backward()
     if f"{case}_none" in vectors:
-        agrees(torch.stack([loss(slice(i, i + 1)) for i in range(len(pixels))]), vectors[f"{case}_none"], 1e-5)
+        agrees(torch.stack([loss(slice(i, i + 1)) for i in range(len(pixels))]), vectors[f"{case}_none"], relative=1e-5)
         assert pixels.grad is not None and prototype.grad is not None
-        agrees(pixels.grad, vectors[f"{case}_grad_embedding"], 1e-4)
-        agrees(prototype.grad, vectors[f"{case}_grad_prototype"], 1e-4)
+        agrees(pixels.grad, vectors[f"{case}_grad_embedding"], relative=1e-4)
+        agrees(prototype.grad, vectors[f"{case}_grad_prototype"], relative=1e-4)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -213,7 +211,7 @@ def test_losses_of_a_step(parity: Any, kind: str, memory: str) -> None:
     equal(found.segment, of["cluster_index"])
     equal(found.label, of["prototype_label"])
     equal(found.image, of["prototype_batch"])
-    agrees(found.prototypes(), of["prototype"], 1e-5)
+    agrees(found.prototypes(), of["prototype"], relative=1e-5)
     counts = {
         "annotation": (found.label[found.segment] < outputs).sum(),
         "image_similarity": torch.tensor(len(embedding)),
@@ -235,11 +233,11 @@ def test_losses_of_a_step(parity: Any, kind: str, memory: str) -> None:
     assert total.item() == pytest.approx(of[f"{memory}_total"], rel=1e-5)
     total.backward()
     assert embedding.grad is not None
-    agrees(embedding.grad, of[f"{memory}_grad_embedding"], 2e-4)
+    agrees(embedding.grad, of[f"{memory}_grad_embedding"], relative=2e-4)
     for name in [name for name in of if name.startswith(f"{memory}_grad_semantic_classifier.")]:
         gradient = network.classifier.get_parameter(name.partition("semantic_classifier.")[2]).grad
         assert gradient is not None
-        agrees(parity.stats(gradient, 16), of[name], 2e-4)
+        agrees(parity.stats(gradient, 16), of[name], relative=2e-4)
 
 
 def remembered(network: SPML, of: Vectors, entry: str) -> Prototypes:

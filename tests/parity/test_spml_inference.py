@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reference import agrees
 from weakseg.data.opencv import scale_nearest
 from weakseg.labels import VOID
 from weakseg.methods.spml.clustering import numbered, prototypes, resize_by_corner
@@ -68,13 +69,6 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
-def agrees(ours: Tensor | np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    """Within `tolerance` of the largest value."""
-    found = np.asarray(ours)
-    assert found.shape == theirs.shape
-    assert np.abs(found - theirs).max() <= tolerance * np.abs(theirs).max()
-
-
 def same_labels(ours: np.ndarray, theirs: np.ndarray, share: float = 0.98) -> None:
     assert ours.shape == theirs.shape
     assert (ours == theirs).mean() >= share
@@ -125,7 +119,7 @@ def test_nearest_segments(parity: Any) -> None:
     cluster = numbered(torch.from_numpy(vectors["cluster_index"]).long())[0]
     memory, labels = torch.from_numpy(vectors["memory"]), torch.from_numpy(vectors["memory_label"]).long()
     queries = prototypes(torch.from_numpy(vectors["embedding"]), cluster, int(cluster.max()) + 1)
-    agrees(queries, vectors["prototype"], 1e-5)
+    agrees(queries, vectors["prototype"], relative=1e-5)
     theirs = vectors["topk_of_cluster"]
     found = labels[nearest(queries, memory, theirs.shape[1])]
     np.testing.assert_array_equal(found, theirs)
@@ -164,24 +158,24 @@ def walk_inputs(parity: Any, case: str, scales: Iterable[float]) -> tuple[Vector
 def test_walk_from_activation_maps(parity: Any, case: str) -> None:
     vectors, features, _, size = walk_inputs(parity, case, [1])
     name, cells = f"{case}_pseudo_camrw_crf", cells_of(size)
-    agrees(affinity(resized(features[0][None], cells)[0]), vectors[f"{name}_affinity_flip"], 1e-4)
+    agrees(affinity(resized(features[0][None], cells)[0]), vectors[f"{name}_affinity_flip"], relative=1e-4)
     affinities = image_affinity(features, cells)
-    agrees(affinities, vectors[f"{name}_affinity"], 1e-4)
+    agrees(affinities, vectors[f"{name}_affinity"], relative=1e-4)
     step = transition(affinities)
-    agrees(step, vectors[f"{name}_transition"], 1e-4)
+    agrees(step, vectors[f"{name}_transition"], relative=1e-4)
     maps, labels = torch.from_numpy(vectors[f"{case}_cam"]), (vectors[f"{case}_cam_keys"] + 1).tolist()
     seed = activation_seed(maps, labels, CLASSES, cells)
     by_size = name if case == "even" else f"{case}_sized"
-    agrees(seed, vectors[f"{by_size}_seed"], 1e-4)
-    agrees(walk(seed, step), vectors[f"{by_size}_walked"], 1e-3)
+    agrees(seed, vectors[f"{by_size}_seed"], relative=1e-4)
+    agrees(walk(seed, step), vectors[f"{by_size}_walked"], relative=1e-3)
     # The label maps of the reference come from a seed that was resized by a factor.
     at_pixels = activation_seed(maps, labels, CLASSES, size)
     by_factor = F.interpolate(
         at_pixels[None], scale_factor=1 / 8, mode="bilinear", align_corners=False, recompute_scale_factor=False
     )[0]
-    agrees(by_factor, vectors[f"{name}_seed"], 1e-4)
+    agrees(by_factor, vectors[f"{name}_seed"], relative=1e-4)
     walked = resized(walk(by_factor, step)[None], size)[0]
-    agrees(every_sixth(walked), vectors[f"{name}_crf_in_sample"], 1e-3)
+    agrees(every_sixth(walked), vectors[f"{name}_crf_in_sample"], relative=1e-3)
     same_labels(np.asarray(walked.argmax(0)), vectors[f"{name}_crf_in_argmax"])
     same_labels(refined(vectors[f"{case}_image"], walked), vectors[f"{name}_label"])
 
@@ -196,13 +190,13 @@ def test_walk_from_scores(parity: Any, case: str, step: str, scales: tuple[float
     at_cells = torch.stack([resized(view[None], cells)[0] for view in scores])
     probabilities = at_cells.softmax(1).mean(0) if refine else at_cells.mean(0).softmax(0)
     seed = present_seed(probabilities, shown(vectors[f"{case}_semantic"], CLASSES))
-    agrees(seed, vectors[f"{name}_seed"], 1e-4)
+    agrees(seed, vectors[f"{name}_seed"], relative=1e-4)
     # One step in the arrays of C, where the specification says 64.
     walked = walk(seed, transition(image_affinity(features, cells)), 64 if refine else 1)
-    agrees(walked, vectors[f"{name}_walked"], 1e-3)
+    agrees(walked, vectors[f"{name}_walked"], relative=1e-3)
     at_pixels = resized(walked[None], size)[0]
     if refine:
-        agrees(every_sixth(at_pixels), vectors[f"{name}_crf_in_sample"], 1e-3)
+        agrees(every_sixth(at_pixels), vectors[f"{name}_crf_in_sample"], relative=1e-3)
         same_labels(np.asarray(at_pixels.argmax(0)), vectors[f"{name}_crf_in_argmax"])
     labels = refined(vectors[f"{case}_image"], at_pixels) if refine else np.asarray(at_pixels.argmax(0))
     same_labels(labels, vectors[f"{name}_label"])
@@ -220,12 +214,12 @@ def test_walk_from_points(parity: Any) -> None:
     cells = cells_of(size_of(image))
     affinities = affinity(resized(halved[None], cells)[0])
     theirs = vectors["dp_affinity_stats"]
-    agrees(parity.stats(affinities, len(theirs) - 3), theirs, 1e-4)
+    agrees(parity.stats(affinities, len(theirs) - 3), theirs, relative=1e-4)
     scores = resized(propagated_scores(halved, small, regions, PARTS, (5, 5))[None], cells)[0]
     seed = present_seed(scores, shown(partial, PARTS))
-    agrees(seed, vectors["dp_seed"], 1e-4)
+    agrees(seed, vectors["dp_seed"], relative=1e-4)
     walked = walk(seed, transition(affinities))
-    agrees(walked, vectors["dp_walked"], 1e-3)
+    agrees(walked, vectors["dp_walked"], relative=1e-3)
     walked_at_pixels = resized(walked[None], size_of(image))[0]
     same_labels(np.asarray(walked_at_pixels.argmax(0)), vectors["dp_crf_in_argmax"])
     found = np.where(labels == VOID, VOID, refined(vectors["dp_image"], walked_at_pixels))
@@ -235,10 +229,10 @@ def test_walk_from_points(parity: Any) -> None:
 def test_crf(parity: Any) -> None:
     vectors = parity("spml/random_walk")
     image, probabilities = vectors["crf_image"], vectors["crf_prob"]
-    agrees(dense_crf(image, unary_from_probabilities(probabilities), "spml"), vectors["crf_out"], 1e-3)
+    agrees(dense_crf(image, unary_from_probabilities(probabilities), "spml"), vectors["crf_out"], relative=1e-3)
     unnormalised = 0.6 * probabilities / probabilities.max((1, 2), keepdims=True)
     ours = dense_crf(image, unary_from_probabilities(unnormalised), "spml")
-    agrees(ours, vectors["crf_out_unnormalised"], 1e-3)
+    agrees(ours, vectors["crf_out_unnormalised"], relative=1e-3)
 
 
 # Windows and scales ---------------------------------------------------------------------------------------------------
@@ -300,7 +294,7 @@ def test_softmax_at_one_scale(parity: Any) -> None:
             for x in window_ends(whole[1], windows.crop[1], windows.stride[1]):
                 seen[y - windows.crop[0] : y, x - windows.crop[1] : x] += 1
         summed = (mean * seen[: size[0], : size[1]]).softmax(0)
-        agrees(every_sixth(summed), vectors[f"inference_softmax_crf_prob{number}_sample"], 1e-4)
+        agrees(every_sixth(summed), vectors[f"inference_softmax_crf_prob{number}_sample"], relative=1e-4)
         same_labels(np.asarray(summed.argmax(0)), vectors[f"inference_softmax_crf_prob{number}_argmax"])
         guide = (resized(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), size)[0]).clamp(0, 255)
         guide_image = np.ascontiguousarray(guide.permute(1, 2, 0).numpy().astype(np.uint8))
@@ -318,7 +312,7 @@ def test_softmax_at_several_scales(parity: Any) -> None:
             lambda view: cut(windowed(logits, view, windows), size_of(view)),
             lambda maps: maps.softmax(0),
         )
-        agrees(every_sixth(found), vectors[f"inference_softmax_crf_msc_prob{number}_sample"], 1e-4)
+        agrees(every_sixth(found), vectors[f"inference_softmax_crf_msc_prob{number}_sample"], relative=1e-4)
         same_labels(np.asarray(found.argmax(0)), vectors[f"inference_softmax_crf_msc_prob{number}_argmax"])
         same_labels(np.asarray(found.argmax(0)), vectors[f"inference_softmax_msc_label{number}"])
         same_labels(refined(picture, found), vectors[f"inference_softmax_crf_msc_label{number}"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reference import agrees
 from weakseg.data.transforms import crop, normalised_crop, top_left_crop
 from weakseg.errors import WeaksegError
 from weakseg.labels import UNLABELLED, VOID
@@ -31,13 +32,6 @@ from weakseg.pipeline.convert import convert
 Vectors = dict[str, np.ndarray]
 BACKBONE = BackboneSettings(name="resnet101_deep_stem", output_stride=8, weights=None, frozen_stages=2)
 CLASSES = 20
-
-
-def agrees(ours: Tensor | np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    """Within `tolerance` of the largest value."""
-    found = ours.detach().numpy() if isinstance(ours, Tensor) else ours
-    assert found.shape == theirs.shape
-    assert np.abs(found - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 def original_names(network: nn.Module) -> dict[str, str]:
@@ -93,10 +87,10 @@ def test_local_features(parity: Any, case: str) -> None:
     vectors = parity("spml/heads")
     images, expected = torch.from_numpy(vectors[f"{case}_in"]), vectors[f"{case}_densepose"]
     size = expected.shape[1:3]
-    agrees(local_features(images, size), vectors[f"{case}_loc"], 1e-5)
-    agrees(local_features(images, size, with_colours=True), expected, 1e-5)
-    agrees(cone_kernel().expand(vectors["local_kernel"].shape), vectors["local_kernel"], 1e-5)
-    agrees(colours(images, size), expected[..., 2:], 1e-5)
+    agrees(local_features(images, size), vectors[f"{case}_loc"], relative=1e-5)
+    agrees(local_features(images, size, with_colours=True), expected, relative=1e-5)
+    agrees(cone_kernel().expand(vectors["local_kernel"].shape), vectors["local_kernel"], relative=1e-5)
+    agrees(colours(images, size), expected[..., 2:], relative=1e-5)
 
 
 @pytest.mark.cases("spml/heads", "aspp*_out")
@@ -105,7 +99,7 @@ def test_deeplab_head(parity: Any, case: str) -> None:
     features, expected = torch.from_numpy(vectors[f"aspp{case}_in"]), vectors[f"aspp{case}_out"]
     head = deeplab_head(features.shape[1], expected.shape[1], (6, 12, 18, 24))
     fill_part(parity, head, rename=lambda name: f"aspp_{int(name[1]) + 1}.0.{name[3:]}")
-    agrees(head(features), expected, 1e-5)
+    agrees(head(features), expected, relative=1e-5)
 
 
 @pytest.mark.cases("spml/heads", "pspp*_eval")
@@ -114,7 +108,7 @@ def test_pspnet_head(parity: Any, case: str) -> None:
     features, expected = torch.from_numpy(vectors[f"pspp{case}_in"]), vectors[f"pspp{case}_eval"]
     head = PyramidPooling(features.shape[1], expected.shape[1])
     fill_part(parity, head)
-    agrees(head.eval()(features), expected, 1e-5)
+    agrees(head.eval()(features), expected, relative=1e-5)
 
 
 def test_pspnet_head_learns_statistics(parity: Any) -> None:
@@ -123,7 +117,7 @@ def test_pspnet_head_learns_statistics(parity: Any) -> None:
     head = PyramidPooling(features.shape[1], expected.shape[1])
     fill_part(parity, head)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    agrees(head.train()(features), expected, 1e-5)
+    agrees(head.train()(features), expected, relative=1e-5)
     # The reference's arrays pspp_after_* are the statistics before the pass; the classifier's are those after it.
     whole = features.mean((2, 3)) @ before["pspp_1.1.weight"][:, :, 0, 0].T
     mean, variance = whole.mean(0), whole.var(0)
@@ -156,17 +150,17 @@ def test_a_network(parity: Any, case: str) -> None:
     with torch.no_grad():
         for stage, features in zip((2, 3, 4, 5), network.backbone(batch["image"])[1:], strict=True):
             assert features.shape == tuple(vectors[f"{case}_res{stage}_shape"])
-            agrees(parity.stats(features, 16), vectors[f"{case}_res{stage}_stats"], 1e-4)
+            agrees(parity.stats(features, 16), vectors[f"{case}_res{stage}_stats"], relative=1e-4)
         embeddings = network.embeddings(batch)
-    agrees(embeddings, expected, 1e-4)
+    agrees(embeddings, expected, relative=1e-4)
     full = F.interpolate(embeddings, vectors["image"].shape[:2], mode="bilinear", align_corners=False)
-    agrees(parity.stats(full, 16), vectors[f"{case}_full_stats"], 1e-4)
-    agrees(full[:, :4, ::8, ::8], vectors[f"{case}_full_sample"], 1e-4)
+    agrees(parity.stats(full, 16), vectors[f"{case}_full_stats"], relative=1e-4)
+    agrees(full[:, :4, ::8, ::8], vectors[f"{case}_full_sample"], relative=1e-4)
     size = network.embedding_size(vectors["image"].shape[:2])
     assert size == expected.shape[2:]
     local = local_features(batch["image"], size, with_colours=settings.colours)
     step = 1 if settings.colours else 4
-    agrees(local[:, ::step, ::step], vectors[f"{case}_local"], 1e-4)
+    agrees(local[:, ::step, ::step], vectors[f"{case}_local"], relative=1e-4)
 
     groups = network.param_groups(1.0)
     classifier = {id(parameter) for parameter in network.classifier.parameters()}
@@ -236,12 +230,12 @@ def test_classifier(parity: Any, mode: str) -> None:
     network.train(mode == "train")
     scores = network.classified(embedding)
     if mode == "eval":
-        agrees(scores, vectors["eval_logit"], 1e-5)
+        agrees(scores, vectors["eval_logit"], relative=1e-5)
     else:
-        agrees(network.classifier[1].running_mean, vectors["train_running_mean"], 1e-5)
-        agrees(network.classifier[1].running_var, vectors["train_running_var"], 1e-5)
+        agrees(network.classifier[1].running_mean, vectors["train_running_mean"], relative=1e-5)
+        agrees(network.classifier[1].running_var, vectors["train_running_var"], relative=1e-5)
     scores = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
-    agrees(scores[..., ::6, ::6], vectors[f"{mode}_logit_sample"], 1e-5)
+    agrees(scores[..., ::6, ::6], vectors[f"{mode}_logit_sample"], relative=1e-5)
     np.testing.assert_array_equal(scores.argmax(1), vectors[f"{mode}_prediction"])
     loss = F.cross_entropy(scores, known(labels).long(), ignore_index=VOID)
     assert loss.item() == pytest.approx(vectors[f"{mode}_loss"], rel=1e-5)
@@ -249,7 +243,7 @@ def test_classifier(parity: Any, mode: str) -> None:
     for name in parity.cases(vectors, f"{mode}_grad_semantic_classifier.*"):
         gradient = network.classifier.get_parameter(name).grad
         assert gradient is not None
-        agrees(parity.stats(gradient, 32), vectors[f"{mode}_grad_semantic_classifier.{name}"], 1e-4)
+        agrees(parity.stats(gradient, 32), vectors[f"{mode}_grad_semantic_classifier.{name}"], relative=1e-4)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -310,19 +304,15 @@ def train(parity: Any, network: Any, stage: str) -> Any:
         yield vectors, prefix, losses, counts, step
         for theirs in parity.cases(vectors, f"{prefix}_after/*"):
             now, was = network.state_dict()[names[theirs]], before[names[theirs]]
-            agrees(parity.stats(now, 8), vectors[f"{prefix}_after/{theirs}"], 1e-4)
+            agrees(parity.stats(now, 8), vectors[f"{prefix}_after/{theirs}"], relative=1e-4)
             if (change := vectors.get(f"{prefix}_delta/{theirs}")) is not None:
-                close(parity.stats(now - was, 8), change, 2e-2 if step else 1e-3)
+                agrees(parity.stats(now - was, 8), change, relative=2e-2 if step else 1e-3)
         learning = dict(network.named_parameters())
         for theirs in [name.rpartition("/")[2] for name in vectors if name.startswith(f"{prefix}_grad/")]:
             if learning[names[theirs]].requires_grad:
                 gradient = learning[names[theirs]].grad
                 assert gradient is not None
-                agrees(parity.stats(gradient, 8), vectors[f"{prefix}_grad/{theirs}"], 1e-3)
-
-
-def close(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+                agrees(parity.stats(gradient, 8), vectors[f"{prefix}_grad/{theirs}"], relative=1e-3)
 
 
 def test_training_an_embedding(parity: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference import agrees
 from weakseg.data.opencv import scale_nearest
 from weakseg.data.transforms import (
     Augmentation,
@@ -27,18 +28,12 @@ Vectors = dict[str, np.ndarray]
 STYLE = "opencv_float"
 
 
-def agrees(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
-    """Within `tolerance` of the largest value."""
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
-
-
 @pytest.mark.cases("spml/transforms", "resize_*_image")
 def test_scaling(parity: Any, case: str) -> None:
     vectors = parity("spml/transforms")
     image, labels = vectors["image"], vectors["label"]
     size = scaled_size(image.shape[:2], float(case), STYLE)
-    agrees(resize_image(image, size, STYLE) / np.float32(255), vectors[f"resize_{case}_image"], 1e-5)
+    agrees(resize_image(image, size, STYLE) / np.float32(255), vectors[f"resize_{case}_image"], relative=1e-5)
     scaled = np.stack([scale_nearest(labels[..., channel], size) for channel in range(2)], axis=-1)
     np.testing.assert_array_equal(scaled, vectors[f"resize_{case}_label"])
 
@@ -47,7 +42,7 @@ def test_longer_side(parity: Any) -> None:
     vectors = parity("spml/transforms")
     expected = vectors["longside_image"]
     size = longer_side_size(vectors["image"].shape[:2], max(expected.shape), STYLE)
-    agrees(resize_image(vectors["image"], size, STYLE) / np.float32(255), expected, 1e-5)
+    agrees(resize_image(vectors["image"], size, STYLE) / np.float32(255), expected, relative=1e-5)
     np.testing.assert_array_equal(scale_nearest(vectors["label"][..., 0], size), vectors["longside_label"])
 
 
@@ -79,9 +74,9 @@ def test_whole_augmentation(parity: Any, kind: str, lowest: float, highest: floa
         if kind == "classifier":
             grey, blur, *sigma = vectors[f"{case}_uniform"][4:]
             image = grey_and_blur(cut(image), grey=grey < 0.3, sigma=0.1 + sigma[0] * 4.9 if blur < 0.5 else None)
-            agrees(image, vectors[f"{case}_image"], 1e-5)
+            agrees(image, vectors[f"{case}_image"], relative=1e-5)
         else:
-            agrees(cut(image), vectors[f"{case}_image"], 1e-5)
+            agrees(cut(image), vectors[f"{case}_image"], relative=1e-5)
         for channel, name in enumerate(("semantic", "instance")):
             if f"{case}_{name}" in vectors:
                 labels = augmentation.labels(vectors["label"][..., channel], view)
@@ -97,7 +92,7 @@ def test_padding(parity: Any) -> None:
     image = np.zeros((side, side, 3), np.float32)
     image[...] = IMAGENET_MEAN
     image[: labels.shape[0], : labels.shape[1]] = vectors["image"] / np.float32(255)
-    agrees(image[: expected.shape[0], : expected.shape[1]], vectors["pad_image"], 1e-5)
+    agrees(image[: expected.shape[0], : expected.shape[1]], vectors["pad_image"], relative=1e-5)
 
 
 # Optimiser ------------------------------------------------------------------------------------------------------------
@@ -130,4 +125,4 @@ def test_updates(parity: Any) -> None:
             group["lr"] = factor * float(rate)
             weight.grad = torch.from_numpy(gradient.copy())
         optimiser.step()
-        agrees(torch.stack(weights).detach().numpy(), expected, 1e-6)
+        agrees(torch.stack(weights).detach().numpy(), expected, relative=1e-6)

@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reference import agrees
 from weakseg.models.caffe_input import CaffeInput
 from weakseg.models.rates import caffe_param_groups
 from weakseg.models.vgg import VGG16, VGG16Affinity, VGG16LargeFOV
 from weakseg.ops.activation import normalise_image
+
+TOLERANCE = {"absolute": 1e-5, "relative": 1e-4}
+"""Of the specification."""
 
 Vectors = dict[str, np.ndarray]
 
@@ -31,15 +35,10 @@ def divided_input(vectors: Vectors) -> Tensor:
     return ((wanted - caffe.shift) / caffe.scale).flip(1)
 
 
-def assert_close(actual: Tensor, expected: np.ndarray, fraction: float = 1e-4) -> None:
-    assert actual.shape == expected.shape
-    assert np.abs(actual.detach().numpy() - expected).max() <= fraction * np.abs(expected).max()
-
-
 def test_caffe_input(parity: Any) -> None:
     vectors = parity("affinitynet/vgg16")
     images = CaffeInput()(torch.from_numpy(normalise_image(vectors["image"]))[None])[0]
-    assert_close(images[:, ::4, ::4], vectors["x"], 1e-6)
+    agrees(images[:, ::4, ::4], vectors["x"], relative=1e-6)
 
 
 @torch.no_grad()
@@ -48,10 +47,10 @@ def test_taps(parity: Any, prefix: str, build: type[VGG16]) -> None:
     vectors = parity("affinitynet/vgg16")
     features = filled(parity, build(), vectors)(divided_input(vectors))
     for tap, feature in zip(["conv4", "conv5", "conv5fc"], features[2:], strict=True):
-        assert_close(feature[:, ::32], vectors[f"{prefix}_{tap}"])
+        agrees(feature[:, ::32], vectors[f"{prefix}_{tap}"], relative=1e-4)
         values = feature.double()
         stats = torch.stack([values.mean(), values.std(correction=0), values.abs().max()])
-        assert_close(stats, vectors[f"{prefix}_{tap}_stats"])
+        agrees(stats, vectors[f"{prefix}_{tap}_stats"], relative=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["vgg16_cls", "vgg16_aff"])
@@ -97,11 +96,5 @@ def test_largefov(parity: Any) -> None:
     for name, tensor in expected.items():
         values = tensor.double()
         stats = torch.stack([values.mean(), values.std(correction=0), values.min(), values.max()])
-        assert_within(stats, vectors[f"{name}_stats"])
-    assert_within(classifier(features[-1]), vectors["logits"])
-
-
-def assert_within(actual: Tensor, expected: np.ndarray) -> None:
-    """The default tolerance of deeplab.md section 10."""
-    assert actual.shape == expected.shape
-    assert np.abs(actual.detach().numpy() - expected).max() <= 1e-5 + 1e-4 * np.abs(expected).max()
+        agrees(stats, vectors[f"{name}_stats"], **TOLERANCE)
+    agrees(classifier(features[-1]), vectors["logits"], **TOLERANCE)
