@@ -171,24 +171,27 @@ def _shipped() -> Any:
 def _read(name: str) -> Values:
     """The values of a recipe, laid over those of the recipes that it extends."""
     values: Values = {}
-    for layer in _layers(name).values():
+    layers: dict[str, Values] = {}
+    _lay(name, layers)
+    for layer in layers.values():
         values = _merged(values, layer)
     return values
 
 
-def _layers(name: str, above: tuple[str, ...] = ()) -> dict[str, Values]:
-    """What each of the recipes says itself that a recipe is made of, in the order in which they are laid over each
-    other. One that several others extend is there once. Those `above` extend it."""
+def _lay(name: str, layers: dict[str, Values], above: tuple[str, ...] = ()) -> None:
+    """Add what a recipe says itself to the `layers`, after those that it extends. One that several others extend is
+    there once. Those `above` extend it."""
+    if name in layers:
+        return
     if name in above:
         raise WeaksegError(f"Recipe {name} extends itself: {' extends '.join([*above, name])}. Take one of them out.")
     values = read_yaml(_file_of(name))
     bases = values.pop("extends", None) or []
-    layers: dict[str, Values] = {}
     if not isinstance(bases, str | list) or not all(isinstance(base, str) for base in bases):
         raise WeaksegError(f"Recipe {name}: extends is {bases!r}, expected a recipe's name or file, or a list of them.")
     for base in [bases] if isinstance(bases, str) else bases:
-        layers |= {below: layer for below, layer in _layers(base, (*above, name)).items() if below not in layers}
-    return {**layers, name: values}
+        _lay(base, layers, (*above, name))
+    layers[name] = values
 
 
 def _file_of(name: str) -> Any:
