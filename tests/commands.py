@@ -15,8 +15,6 @@ from unittest.mock import patch
 from weakseg.cli import main
 
 _PROGRAMS = Path(__file__).with_name("programs")
-FORKED = (_PROGRAMS / "forked.py",)
-"""The program for two processes."""
 
 
 @dataclass
@@ -55,6 +53,11 @@ def process(
         capture_output=True,
         text=True,
     )
+
+
+def in_two_processes(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`weakseg` with these arguments in two processes."""
+    return process(*arguments, program=(_PROGRAMS / "forked.py",))
 
 
 def killed_at(*points: str) -> tuple[str | Path, ...]:

@@ -11,6 +11,9 @@ from torch import Tensor
 from weakseg.ops.activation import normalise_image
 from weakseg.ops.pairs import pair_offsets
 
+DEEPLAB = {"absolute": 1e-5, "relative": 1e-4}
+"""The tolerance of deeplab.md, section 10."""
+
 
 def agrees(
     ours: Any, theirs: Any, *, absolute: float = 0.0, relative: float = 0.0, largest: float | None = None
@@ -18,8 +21,8 @@ def agrees(
     """Assert |ours − theirs| ≤ absolute + relative · largest at every place; `largest` of |theirs|, unless given."""
     found, expected = (x.detach().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (ours, theirs))
     assert found.shape == expected.shape
-    scale = np.abs(expected).max(initial=0) if largest is None else largest
-    bound, furthest = absolute + relative * scale, np.abs(found - expected).max(initial=0)
+    scale = np.abs(expected).max() if largest is None else largest
+    bound, furthest = absolute + relative * scale, np.abs(found - expected).max()
     assert furthest <= bound, f"{furthest:.3g} apart, at most {bound:.3g} expected"
 
 

@@ -122,7 +122,7 @@ def test_image_passes_are_counted(whole: tuple[Path, Path, str]) -> None:
     assert "localise: 16 in every recipe that has it; segment: 16 in every recipe that has it; refine: 8" in said
 
 
-def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], weakseg: Any, tmp_path: Path) -> None:
     data, out, said = whole
     assert said.count("cam: running") == said.count("maps: running") == 2
     for seed in (1, 3):
@@ -130,7 +130,7 @@ def test_what_runs_have_in_common_is_done_once(whole: tuple[Path, Path, str], tm
             manifest = json.loads((out / f"toy-cam+affinitynet/seed-{seed}" / stage / "manifest.json").read_text())
             assert manifest["reused_from"] == str((out / f"toy-cam/seed-{seed}" / source).resolve())
     recipe = out / "toy-cam+affinitynet" / "seed-3" / "recipe.yaml"
-    answer = here("run", recipe, "--data", data, "--out", tmp_path / "alone")
+    answer = weakseg("run", recipe, "--data", data, "--out", tmp_path / "alone")
     assert answer.status == 0, answer.err
     assert lasting(tmp_path / "alone") == lasting(out / "toy-cam+affinitynet" / "seed-3")
 

@@ -11,15 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from commands import FORKED, process
+from commands import in_two_processes, process
 from tiny import TINY, artifacts, set_options
 from weakseg.files import read_npz
 from weakseg.methods.store import load_model
-
-
-def in_two_processes(*arguments: str | Path) -> Any:
-    """`weakseg` with these arguments in two processes."""
-    return process(*arguments, program=FORKED)
 
 
 def files(root: Path) -> set[str]:

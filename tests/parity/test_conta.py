@@ -32,7 +32,7 @@ from weakseg.models.backbone import Backbone
 from weakseg.ops.fields import in_view
 
 TOLERANCE = {"absolute": 1e-6, "relative": 1e-5}
-"""Of the specification."""
+"""That of conta.md, section 10."""
 
 
 def tensor(array: np.ndarray) -> Tensor:

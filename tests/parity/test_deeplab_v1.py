@@ -9,13 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference import agrees, as_batch
+from reference import DEEPLAB, agrees, as_batch
 from weakseg.methods.base import means
 from weakseg.methods.deeplab_v1 import DeepLabV1, read_seam_retrain
 from weakseg.models.registry import BackboneSettings
-
-TOLERANCE = {"absolute": 1e-5, "relative": 1e-4}
-"""Of the specification."""
 
 Vectors = dict[str, np.ndarray]
 
@@ -66,11 +63,11 @@ def test_taps_and_logits(parity: Any) -> None:
     images = as_batch(vectors["image"][None])
     for tap, features in zip(["conv4", "conv5", "conv6"], network.backbone(images)[2:], strict=True):
         assert features.shape == tuple(vectors[f"{tap}_shape"])
-        agrees([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"], **TOLERANCE)
+        agrees([*moments(features), features.min(), features.max()], vectors[f"{tap}_stats"], **DEEPLAB)
     logits = network.logits({"image": images})
     assert logits.shape == tuple(vectors["logits_shape"])
-    agrees(logits[:, :, ::3, ::3], vectors["logits"], **TOLERANCE)
-    agrees([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"], **TOLERANCE)
+    agrees(logits[:, :, ::3, ::3], vectors["logits"], **DEEPLAB)
+    agrees([*moments(logits), logits.min(), logits.max()], vectors["logits_stats"], **DEEPLAB)
 
 
 def test_training_step_with_batch_statistics(parity: Any) -> None:
@@ -124,4 +121,4 @@ def test_largefov(parity: Any) -> None:
     shapes = {names[name]: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = parity.fill.fill_state_dict(shapes, int(vectors["fill_seed"]), float(vectors["fill_gain"]))
     network.load_state_dict({name: torch.from_numpy(state[reference]) for name, reference in names.items()})
-    agrees(network.scores(as_batch(vectors["image"][None]).double()), vectors["logits"], **TOLERANCE)
+    agrees(network.scores(as_batch(vectors["image"][None]).double()), vectors["logits"], **DEEPLAB)

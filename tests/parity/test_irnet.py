@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import agrees
+from reference import agrees, as_batch
 from weakseg.errors import WeaksegError
 from weakseg.methods.base import means
 from weakseg.methods.irnet import (
@@ -192,7 +192,7 @@ def test_training_steps(parity: Any) -> None:
     network.displacement.mean.zero_()
     network.train()
     batch = {
-        "image": torch.from_numpy(np.stack([normalise_image(image) for image in vectors["images"]])),
+        "image": as_batch(vectors["images"]),
         "labels": torch.from_numpy(vectors["label_quarter"]),
     }
     momentum, weight_decay, dampening, nesterov = vectors["optimiser"][0].tolist()

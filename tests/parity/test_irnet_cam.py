@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference import as_batch
 from weakseg.errors import WeaksegError
 from weakseg.methods.cam import CAM, read_irnet_cam
 from weakseg.models.norm import fold_norms
@@ -147,7 +148,7 @@ def test_training_steps(parity: Any) -> None:
     vectors = parity("irnet/train_cam")
     network = filled_cam(parity, int(vectors["seed"]), vectors["labels"].shape[1]).train()
     batch = {
-        "image": torch.from_numpy(np.stack([normalise_image(image) for image in vectors["images"]])),
+        "image": as_batch(vectors["images"]),
         "tags": torch.from_numpy(vectors["labels"]),
     }
     # The reference hands the weight decay to SGD as momentum (irnet.md, Q1).

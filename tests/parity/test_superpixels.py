@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from reference import agrees
 from weakseg.data.images import read_superpixels, write_superpixels
 from weakseg.models.vgg import VGG16
 from weakseg.ops.activation import IMAGENET_MEAN, IMAGENET_STD
@@ -148,21 +149,15 @@ def test_the_whole(parity: Any, vgg16: VGG16) -> None:
         np.testing.assert_array_equal(ids, expected["ids"], case)
         dense = dense_features(image, vgg16, settings, "cpu")
         values = dense.values.astype(np.float64)
-        assert_close([values.mean(), values.std(), values.max()], expected["dense_stats"])
+        agrees([values.mean(), values.std(), values.max()], expected["dense_stats"], relative=1e-4)
         places = np.arange(16) * (values.size - 1) // 15
         largest = expected["dense_stats"][2]
-        assert_close(values.ravel()[places], expected["dense_sample"], largest)
+        agrees(values.ravel()[places], expected["dense_sample"], relative=1e-4, largest=largest)
         features = segment_features(dense.values, ids, dense.canvas)
-        assert_close(features[:, ::16], expected["feature_every16"])
+        agrees(features[:, ::16], expected["feature_every16"], relative=1e-4)
         merged = superpixels(image, vgg16, settings)
         agreeing = 1.0 if expected["lead"] >= 1e-5 else 0.99
         assert matched_pixels(merged, expected["merged"]) >= agreeing, case
-
-
-def assert_close(actual: Any, expected: np.ndarray, largest: float | None = None) -> None:
-    """Within 1e-4 of the largest value."""
-    tolerance = 1e-4 * (np.abs(expected).max() if largest is None else largest)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def matched_pixels(first: np.ndarray, second: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands import FORKED, killed_at, process
+from commands import in_two_processes, killed_at, process
 from tiny import CLASSES, artifacts, set_options, write_tiny_voc
 from weakseg.data.dataset import Dataset
 from weakseg.data.images import read_image, read_label_map
@@ -136,7 +136,7 @@ def test_killed_and_shared_by_two_processes_it_makes_the_same_bytes(dataset: Dat
     assert done.returncode == 0, done.stderr
     made = list((tmp_path / "cut" / "partial" / "partial").glob("[!.]*.png"))
     assert 0 < len(made) < len(dataset.split("train"))
-    done = process(*command, program=FORKED)
+    done = in_two_processes(*command)
     assert done.returncode == 0, done.stderr
     cut, whole = artifacts(tmp_path / "cut"), artifacts(tmp_path / "whole")
     pngs = {name for name in whole if name.endswith(".png")}
